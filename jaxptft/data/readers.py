@@ -1,0 +1,211 @@
+"""Open a file, a folder or a hub's data set as rows of values, without judging what the values mean.
+
+A `Source` knows its columns and yields (row, values) or (row, Problem), where `row` is what a person counts: the line
+in a text file (the header is line 1), the position from 1 elsewhere. What spoils a whole file is raised at once.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxptft.data.validate import Problem, Refused, check_string
+
+Row = tuple[int, "list[Any] | Problem"]
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+PARQUET = (".parquet",)
+SUFFIXES = (*DELIMITERS, *JSON_LINES, *PARQUET)
+MISSING = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows of values behind one name. `rows(columns)` yields the values of those columns, in that order."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: Callable[[Sequence[str]], Iterator[Row]]
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of columns that declare their classes
+
+
+def open_delimited(path: Path, delimiter: str) -> Source:
+    """CSV, or TSV. In a TSV file a quote is a character like any other, as in GLUE's files.
+
+    Lines without any character are not rows.
+    """
+    records: list[tuple[int, list[str] | Problem]] = []
+    # Undecodable bytes are kept as lone surrogates, so that the check of each value can name its row and column.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        limit = csv.field_size_limit(sys.maxsize)
+        try:
+            while True:
+                line = reader.line_num + 1
+                try:
+                    record = next(reader)
+                except StopIteration:
+                    break
+                except csv.Error as error:
+                    if "unexpected end of data" in str(error):
+                        message = f"{path}, row {line}: a quote is opened here and never closed; the rest is unreadable"
+                        raise ValueError(message) from None
+                    records.append((line, Problem("broken quoting", f"is not valid CSV ({error})")))
+                    continue
+                if record:
+                    records.append((line, record))
+        finally:
+            csv.field_size_limit(limit)
+    if not records:
+        raise ValueError(f"{path}: is empty, expected a header and rows")
+    line, header = records[0]
+    if isinstance(header, Problem):
+        raise ValueError(f"{path}, row {line}: the header {header.detail}")
+    for name in header:
+        try:
+            check_string(name)
+        except Refused as refused:
+            raise ValueError(f"{path}, row {line}: the header {refused.detail}; save the file as UTF-8") from None
+    columns = tuple(name.strip() for name in header)
+
+    def rows(wanted: Sequence[str]) -> Iterator[Row]:
+        places = [columns.index(name) for name in wanted]
+        for number, record in records[1:]:
+            if isinstance(record, Problem):
+                yield number, record
+            elif len(record) != len(columns):
+                fields = f"{len(record)} field" + ("" if len(record) == 1 else "s")
+                detail = f"has {fields} where the header has {len(columns)} ({', '.join(columns)})"
+                short = columns[len(record)] if len(record) < len(columns) else None
+                yield number, Problem("ragged row", detail, short)
+            else:
+                yield number, [record[place] for place in places]
+
+    return Source(str(path), columns, rows)
+
+
+def open_json_lines(path: Path) -> Source:
+    """One JSON object a line. The columns are all the keys that occur; a row without one of them misses a value."""
+    records: list[tuple[int, dict[str, Any] | Problem]] = []
+    columns: dict[str, None] = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if not line.strip():
+                continue
+            if not records and line.lstrip().startswith(b"["):
+                raise ValueError(f"{path}: holds one JSON array, expected one JSON object a line (JSONL)")
+            record = _json_object(line)
+            if isinstance(record, dict):
+                columns.update(dict.fromkeys(record))
+            records.append((number, record))
+    if not records:
+        raise ValueError(f"{path}: is empty, expected one JSON object a line")
+    if not columns:
+        number, record = records[0]
+        detail = record.detail if isinstance(record, Problem) else "is an object without keys"
+        raise ValueError(f"{path}, row {number}: {detail}; no row of this file can be read")
+
+    def rows(wanted: Sequence[str]) -> Iterator[Row]:
+        for number, record in records:
+            yield number, record if isinstance(record, Problem) else [record.get(name, MISSING) for name in wanted]
+
+    return Source(str(path), tuple(columns), rows)
+
+
+def _json_object(line: bytes) -> dict[str, Any] | Problem:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return Problem("not UTF-8", f"is not UTF-8 text (byte 0x{line[error.start]:02x} at byte {error.start + 1})")
+    if "\0" in text:
+        return Problem("NUL byte", f"holds a NUL byte (character {text.index(chr(0)) + 1})")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        cut = " (the line may be cut short)" if not text.rstrip().endswith("}") else ""
+        return Problem("invalid JSON", f"is not valid JSON: {error.msg} at character {error.pos + 1}{cut}")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+        return Problem("invalid JSON", f"is not JSON that can be read: {str(error).splitlines()[0]}")
+    if not isinstance(value, dict):
+        return Problem("invalid JSON", f"is a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def open_parquet(path: Path) -> Source:
+    """A Parquet file; class names are taken from the metadata that `datasets` writes."""
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: is empty, expected a Parquet file")
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    unreadable = (pyarrow.ArrowException, OSError)
+    try:
+        with parquet.ParquetFile(path) as file:
+            schema, count = file.schema_arrow, file.metadata.num_rows
+    except unreadable as error:
+        raise ValueError(f"{path}: is not a whole Parquet file ({first_line(error)}); it may be cut short") from None
+
+    def rows(wanted: Sequence[str]) -> Iterator[Row]:
+        try:
+            with parquet.ParquetFile(path) as file:
+                table = file.read(columns=list(dict.fromkeys(wanted)))
+        except unreadable as error:
+            raise ValueError(f"{path}: its data cannot be read ({first_line(error)}); it may be damaged") from None
+        columns = [_values(table.column(name)) for name in wanted]
+        yield from enumerate(map(list, zip(*columns, strict=True)), start=1)
+
+    if not count:
+        raise ValueError(f"{path}: has no rows")
+    return Source(str(path), tuple(schema.names), rows, _declared_classes(schema.metadata))
+
+
+def _values(column: Any) -> list[Any]:
+    import pyarrow
+
+    if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
+        # As bytes: Arrow does not check its strings, and one bad one would hide in which row it is.
+        column = column.cast(pyarrow.large_binary())
+    return column.to_pylist()
+
+
+def _declared_classes(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            name: tuple(feature["names"])
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, ValueError, TypeError):
+        return {}
+
+
+def open_dataset(dataset: Any, name: str) -> Source:
+    """A `datasets.Dataset`; ClassLabel columns bring their class names."""
+    if not len(dataset):
+        raise ValueError(f"{name}: has no rows")
+    declared = {
+        column: tuple(feature.names) for column, feature in dataset.features.items() if hasattr(feature, "names")
+    }
+
+    def rows(wanted: Sequence[str]) -> Iterator[Row]:
+        plain = dataset.with_format(None).select_columns(list(dict.fromkeys(wanted)))
+        number = 0
+        for batch in plain.iter(batch_size=1000):
+            for values in zip(*(batch[column] for column in wanted), strict=True):
+                number += 1
+                yield number, list(values)
+
+    return Source(name, tuple(dataset.column_names), rows, declared)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, on one line of reasonable length."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
