@@ -1,0 +1,55 @@
+"""Single-label classification of whole examples."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxptft import losses
+from jaxptft.objectives.contract import Batch, Context, Mean, Objective, Params, lift, slice_rng
+
+
+class Model(Protocol):
+    """A pair of pure functions; `apply` returns logits [batch, classes]."""
+
+    @property
+    def init(self) -> Callable[..., Params]: ...
+    @property
+    def apply(self) -> Callable[..., Any]: ...
+
+
+def classification(
+    model: Model,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+) -> Objective:
+    """Softmax cross-entropy over classes, averaged over valid examples (weighted by class where weights are given).
+
+    The batch holds what the model reads, `label` [batch] integers, `ids` [batch], and `valid` [batch] (False for rows
+    that only fill the batch). Metrics: `classification/accuracy`. Predictions: `logits` [batch, classes].
+    """
+    weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
+
+    def logits_of(params: Params, batch: Batch, context: Context):
+        rng = slice_rng(context.rng, batch) if context.train else None
+        return model.apply(params, batch, rng=rng, train=context.train)
+
+    def loss(params, batch, context):
+        logits = logits_of(params, batch, context)
+        valid, label = batch["valid"], batch["label"]
+        per_example = losses.cross_entropy(
+            logits, label, label_smoothing=label_smoothing, class_weights=weights, valid=valid
+        )
+        counted = losses.cross_entropy_weights(label, class_weights=weights, valid=valid)
+        right = (jax.lax.stop_gradient(logits).argmax(-1) == label) & valid
+        return (
+            {"classification": Mean(per_example.sum(), counted.sum())},
+            {"classification/accuracy": Mean(right.sum(), valid.sum())},
+        )
+
+    def predict(params, batch, context):
+        return {"logits": logits_of(params, batch, context)}
+
+    return lift(loss, init=model.init, predict=predict)

@@ -1,0 +1,125 @@
+"""Several objectives and penalties as one.
+
+`combine({"task": (1.0, classification), "mlm": (0.1, masked_lm)}, penalties=[...])` is again an `Objective`:
+weights scale each `total`, every source reads `batch[name]`, states and constants are namespaced, shared parameters
+merge by path, and the name is folded into the key so that two sources never share their noise.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from jaxptft.objectives.contract import Context, Mean, Objective, Params
+from jaxptft.objectives.penalty import Penalty
+
+ALONE = "task"  # the name of an objective that is combined with penalties only, and so reads the whole batch
+
+
+def combine(
+    objectives: Objective | Mapping[str, tuple[float, Objective]],
+    *,
+    penalties: Sequence[Penalty] = (),
+) -> Objective:
+    """One objective out of several.
+
+    Given a single `Objective`, it reads the batch itself; given a mapping, each reads `batch[name]`. A batch that lacks a
+    source's name skips that source (evaluation on the task alone), except when it has none at all: a KeyError.
+    Terms and metrics of a mapping are prefixed `name/` wherever that is needed to keep them apart.
+
+    Raises ValueError on no objectives, a repeated penalty name, or a name that holds a slash.
+    """
+    alone = isinstance(objectives, Objective)
+    sources = {ALONE: (1.0, objectives)} if isinstance(objectives, Objective) else dict(objectives)
+    if not sources:
+        raise ValueError("combine got no objectives; give at least one")
+    names = [penalty.name for penalty in penalties]
+    for name in [*sources, *names]:
+        if "/" in name:
+            raise ValueError(f"the name {name!r} holds a slash; slashes separate the parts of a metric's name")
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"penalties share the names {sorted(repeated)}; give each its own")
+
+    def part(batch, name):
+        return batch if alone else batch[name]
+
+    def present(batch):
+        found = [name for name in sources if alone or name in batch]
+        if not found:
+            raise KeyError(f"the batch has {sorted(batch)}; expected at least one of the sources {sorted(sources)}")
+        return found
+
+    def scope(context: Context, name: str) -> Context:
+        rng = context.rng if alone else jax.random.fold_in(context.rng, zlib.crc32(name.encode()))
+        return context._replace(
+            state=context.state[name],
+            constants=(context.constants or {}).get("objectives", {}).get(name),
+            rng=rng,
+        )
+
+    def prefixed(name, entries):
+        return entries if alone else {f"{name}/{key}": value for key, value in entries.items()}
+
+    def init(rng, batch):
+        params: Params = {}
+        for name in present(batch):
+            params = merge_params(params, sources[name][1].init(rng, part(batch, name)))
+        return params
+
+    def start(params, batch):
+        return {name: sources[name][1].start(params, part(batch, name)) for name in present(batch)}
+
+    def prepare(params, state, step):
+        return {name: sources[name][1].prepare(params, state[name], step) for name in state}
+
+    def loss(params, batch, context):
+        terms, metrics, state = {}, {}, dict(context.state)
+        for name in present(batch):
+            weight, objective = sources[name]
+            own, (own_metrics, state[name]) = objective.loss(params, part(batch, name), scope(context, name))
+            scaled = {key: Mean(weight * mean.total, mean.count) for key, mean in own.items()}
+            terms |= prefixed(name, scaled)
+            metrics |= prefixed(name, own_metrics)
+        for penalty in penalties:
+            if context.train:
+                constants = (context.constants or {}).get("penalties", {}).get(penalty.name)
+                terms[penalty.name] = Mean(penalty.loss(params, constants, context.rng), 1.0)
+        return terms, (metrics, state)
+
+    def predict(params, batch, context):
+        predictions = {}
+        for name in present(batch):
+            predictions |= prefixed(name, sources[name][1].predict(params, part(batch, name), scope(context, name)))
+        return predictions
+
+    return Objective(
+        init=init,
+        start=start,
+        prepare=prepare,
+        loss=loss,
+        predict=predict,
+        constants={
+            "objectives": {name: objective.constants for name, (_, objective) in sources.items()},
+            "penalties": {penalty.name: penalty.constants for penalty in penalties},
+        },
+        coupled=any(objective.coupled for _, objective in sources.values()),
+    )
+
+
+def merge_params(first: Params, second: Params, at: str = "") -> Params:
+    """The union of two trees of params; where both have a leaf, the first one's is kept.
+
+    Raises ValueError, naming the path, when the two disagree on a shape or on what is a leaf.
+    """
+    merged = dict(first)
+    for key, value in second.items():
+        path = f"{at}/{key}" if at else key
+        if key not in merged:
+            merged[key] = value
+        elif isinstance(value, Mapping) and isinstance(merged[key], Mapping):
+            merged[key] = merge_params(merged[key], dict(value), path)
+        elif isinstance(value, Mapping) or isinstance(merged[key], Mapping):
+            raise ValueError(f"two objectives share the path {path}, a leaf in one and a subtree in the other")
+        elif value.shape != merged[key].shape:
+            raise ValueError(f"two objectives share {path} with shapes {merged[key].shape} and {value.shape}")
+    return merged
