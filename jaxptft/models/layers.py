@@ -1,0 +1,158 @@
+"""The blocks of an encoder: layer normalization, dropout, activations, attention and the post-norm layer.
+
+Parameters are float32 whatever the compute dtype; statistics of LayerNorm and softmax are taken in float32.
+The layer is the original transformer's (Vaswani et al. 2017, section 3.1, norm after the residual sum) as BERT uses it
+(Devlin et al. 2019, arXiv:1810.04805).
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+
+def _exact_gelu(x: Array) -> Array:
+    # erf rather than jax.nn.gelu's erfc: the same function, 1.3-1.6x faster on CPU, and torch's own formula.
+    return x * (0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5))))
+
+
+_tanh_gelu = partial(jax.nn.gelu, approximate=True)
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": _exact_gelu,
+    "gelu_python": _exact_gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+"""Activations by the names that checkpoints carry."""
+
+
+def dropout(x: Float[Array, "..."], rate: float, rng: Key[Array, ""]) -> Float[Array, "..."]:
+    """Zeroes each element with probability `rate` and scales the others by 1 / (1 - rate).
+
+    The rate is kept to within 2**-17, and the scale is that of the rate actually used: one 32-bit draw serves two
+    elements, since drawing random bits is what dropout costs on CPU. Source: Srivastava et al. 2014, section 4.
+    """
+    threshold = round(rate * 2**16)
+    if threshold == 0:
+        return x
+    half = (x.shape[-1] + 1) // 2
+    words = jax.random.bits(rng, (*x.shape[:-1], half), "uint32")
+    draws = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*x.shape[:-1], 2 * half)[..., : x.shape[-1]]
+    return jnp.where(draws >= threshold, x * (2**16 / (2**16 - threshold)), 0).astype(x.dtype)
+
+
+class Dropout(nn.Module):
+    """Dropout drawn from the "dropout" stream; the identity where it is inactive or the rate is 0."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."], *, active: bool) -> Float[Array, "..."]:
+        if not active or self.rate == 0.0:
+            return x
+        return dropout(x, self.rate, self.make_rng("dropout"))
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis (Ba et al. 2016, equation 4), variance in two passes as torch takes it."""
+
+    epsilon: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(x).mean(axis=-1, keepdims=True)
+        return (x * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+
+
+class Dense(nn.Module):
+    """A projection x @ kernel + bias with BERT's initialization: normal(initializer_range), zero bias."""
+
+    features: int
+    initializer_range: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... features"]:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.normal(self.initializer_range), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        # Rows are flattened because the kernel's gradient then comes out untransposed: 1.5x faster back on CPU.
+        rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        return (rows @ kernel.astype(self.dtype) + bias.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
+
+
+def attend(
+    q: Float[Array, "batch length heads head_width"],
+    k: Float[Array, "batch length heads head_width"],
+    v: Float[Array, "batch length heads head_width"],
+    mask: Bool[Array, "batch length"],
+    *,
+    drop: Callable[[Array], Array] | None = None,
+) -> Float[Array, "batch length heads head_width"]:
+    """Softmax attention over the positions where `mask` is True, softmax(q k^T / sqrt(head_width)) v.
+
+    `drop` acts on the probabilities, which `jax.nn.dot_product_attention` does not offer: only then is the
+    attention written out. A row without a single True position attends to all alike, so it stays finite.
+    """
+    if drop is None:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    scores = jnp.where(mask[:, None, None, :], scores, -0.7 * jnp.finfo(jnp.float32).max)
+    probabilities = drop(jax.nn.softmax(scores, axis=-1)).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", probabilities, v)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with an output projection."""
+
+    width: int
+    heads: int
+    attention_dropout: float
+    initializer_range: float
+    dtype: str
+
+    def setup(self) -> None:
+        project = partial(Dense, self.width, self.initializer_range, self.dtype)
+        self.query, self.key, self.value, self.output = project(), project(), project(), project()
+        self.drop = Dropout(self.attention_dropout)
+
+    def __call__(
+        self, x: Float[Array, "batch length width"], mask: Bool[Array, "batch length"], *, active: bool
+    ) -> Float[Array, "batch length width"]:
+        by_head = (*x.shape[:-1], self.heads, self.width // self.heads)
+        # Three products, not one over joined kernels: joining them at run time measured 20 % slower on CPU.
+        q, k, v = (project(x).reshape(by_head) for project in (self.query, self.key, self.value))
+        drop = partial(self.drop, active=True) if active and self.attention_dropout > 0 else None
+        return self.output(attend(q, k, v, mask, drop=drop).reshape(x.shape))
+
+
+class Mlp(nn.Module):
+    """Two projections with an activation between."""
+
+    width: int
+    mlp_width: int
+    activation: str
+    initializer_range: float
+    dtype: str
+
+    def setup(self) -> None:
+        self.up = Dense(self.mlp_width, self.initializer_range, self.dtype)
+        self.down = Dense(self.width, self.initializer_range, self.dtype)
+
+    def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))

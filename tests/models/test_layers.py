@@ -1,0 +1,59 @@
+"""The blocks by themselves: dropout's statistics, activations and LayerNorm against torch, masked attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from transformers.activations import ACT2FN
+
+from jaxptft.models.layers import ACTIVATIONS, LayerNorm, attend, dropout
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("width", [1, 7, 64])
+def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate, width):
+    x = jnp.full((40_000 // width, width), 3.0)
+    y = np.asarray(dropout(x, rate, jax.random.key(0)))
+    assert y.shape == x.shape
+    # Binomial: 5 standard errors, and 2**-17 for the rate's rounding.
+    assert abs((y == 0).mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / y.size) + 2**-17
+    np.testing.assert_allclose(y[y != 0], 3 / (1 - rate), rtol=2**-16 / (1 - rate))
+
+
+def test_dropout_draws_elements_independently():
+    dropped = np.asarray(dropout(jnp.ones((20_000, 4)), 0.5, jax.random.key(1))) == 0
+    # Correlations of independent columns are normal(0, 1 / sqrt(20,000)); the bound is 5 of those.
+    correlations = np.corrcoef(dropped.T) - np.eye(4)
+    assert np.abs(correlations).max() < 5 / np.sqrt(20_000)
+
+
+def test_a_rate_below_its_resolution_is_the_identity():
+    x = jnp.arange(6.0)
+    np.testing.assert_array_equal(dropout(x, 1e-7, jax.random.key(0)), x)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_equal_those_of_transformers(name):
+    x = np.linspace(-6, 6, 101, dtype=np.float32)
+    np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), ACT2FN[name](torch.tensor(x)).numpy(), atol=2e-6)
+
+
+def test_layer_norm_equals_torch_far_from_zero():
+    # A mean of 1000 with deviations of 1 is where a one-pass variance in float32 fails.
+    x = 1000 + np.random.default_rng(0).normal(size=(5, 33)).astype(np.float32)
+    ours = LayerNorm(1e-12, "float32").apply({"params": {"scale": jnp.ones(33), "bias": jnp.zeros(33)}}, x)
+    theirs = torch.nn.functional.layer_norm(torch.tensor(x, dtype=torch.float64), (33,), eps=1e-12)
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-3)
+
+
+def test_the_two_attentions_agree_and_ignore_masked_positions():
+    q, k, v = (jax.random.normal(jax.random.key(index), (2, 5, 3, 4)) for index in range(3))
+    mask = jnp.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
+    fused = attend(q, k, v, mask)
+    np.testing.assert_allclose(attend(q, k, v, mask, drop=lambda p: p), fused, atol=1e-6)
+    theirs = torch.nn.functional.scaled_dot_product_attention(
+        *(torch.tensor(np.asarray(x)).transpose(1, 2) for x in (q, k, v)),
+        attn_mask=torch.tensor(np.asarray(mask))[:, None, None, :],
+    ).transpose(1, 2)
+    np.testing.assert_allclose(fused, theirs.numpy(), atol=1e-6)
