@@ -1,0 +1,15 @@
+"""The families of models that can be converted, by the `model_type` of their config.json."""
+
+from typing import Any
+
+from jaxptft.convert.bert import BERT
+from jaxptft.convert.rules import Family
+
+FAMILIES: dict[str, Family] = {BERT.name: BERT}
+
+
+def find_family(name: Any) -> Family:
+    """The family of a `model_type`; ValueError naming the supported ones."""
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ValueError(f"model_type {name!r} is not supported: expected one of {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[name]

@@ -1,0 +1,246 @@
+"""Model folders <-> checkpoints in memory: Hugging Face's folders both ways, ours through `native`."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxptft.convert import engine
+from jaxptft.convert.checkpoint import Checkpoint
+from jaxptft.convert.families import FAMILIES, find_family
+from jaxptft.convert.hf_config import read_json, read_labels
+from jaxptft.convert.manifest import Manifest
+from jaxptft.convert.native import DESCRIPTION, read_native, write_native
+from jaxptft.convert.rules import Config, Family
+from jaxptft.convert.staging import new_folder, tokenizer_files
+from jaxptft.convert.tensors import read_tensors, write_tensors
+from jaxptft.models import Params
+
+_HEADS = (None, "classification")
+
+
+def load(
+    folder: str | Path,
+    *,
+    labels: Sequence[str] | None = None,
+    head: str | None = "classification",
+    family: str | None = None,
+    allow_bin: bool = False,
+    allow_unused: Sequence[str] = (),
+    allow_missing: Sequence[str] = (),
+) -> Checkpoint:
+    """Reads a Hugging Face folder, or one of our own (`import_folder`).
+
+    `head` "classification" takes the classification head where the folder has one (params then hold "classifier"), None
+    leaves it aside. `labels` renames the classes. `family` stands in for an absent `model_type`. The patterns are
+    fnmatch over tensor names: `allow_unused` lets unknown tensors be left aside, `allow_missing` lets table tensors be
+    absent (an encoder saved without its pooler: "pooler.*"); fill the gaps with `complete(params, fresh)`.
+
+    Raises FileNotFoundError for absent files, and ValueError in one line for everything else that does not fit.
+    """
+    source = Path(folder)
+    opened = _open(source, head, family, allow_bin, allow_unused, allow_missing)
+    try:
+        params, extras, manifest = engine.import_tensors(
+            opened.table, opened.config, opened.tensors, fields=opened.fields, **opened.arguments
+        )
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    return Checkpoint(
+        family=opened.table.name,
+        config=opened.config,
+        params=params,
+        labels=_labels(source, opened.fields, labels, manifest.classes),
+        extras=extras,
+        manifest=manifest,
+        tokenizer_files=tokenizer_files(source),
+    )
+
+
+def inspect(
+    folder: str | Path,
+    *,
+    head: str | None = "classification",
+    family: str | None = None,
+    allow_bin: bool = False,
+    allow_unused: Sequence[str] = (),
+    allow_missing: Sequence[str] = (),
+) -> Manifest:
+    """What `load` would make of a folder; what it would refuse among the tensors is listed under `problems`."""
+    opened = _open(Path(folder), head, family, allow_bin, allow_unused, allow_missing)
+    return engine.match(opened.table, opened.config, opened.tensors, **opened.arguments)[0]
+
+
+def save(
+    folder: str | Path,
+    checkpoint: Checkpoint,
+    *,
+    params: Params | None = None,
+    labels: Sequence[str] | None = None,
+    tokenizer_from: str | Path | None = None,
+    overwrite: bool = False,
+    dtype: str | None = None,
+    max_shard_size: int = 5_000_000_000,
+) -> Manifest:
+    """Writes a Hugging Face folder that `transformers` loads; it appears whole or not at all.
+
+    `params`, `labels` stand in for the checkpoint's own. Tokenizer files come from `tokenizer_from`, else from where
+    the checkpoint was read. `dtype` None gives each tensor its source's dtype, and new ones float32. `overwrite`
+    replaces a folder only if it holds a model. Returns the account of what was written.
+
+    Raises FileExistsError for a folder that is not empty, ValueError where parameters, labels and config disagree.
+    """
+    table = find_family(checkpoint.family)
+    params = checkpoint.params if params is None else params
+    labels = checkpoint.labels if labels is None else list(labels)
+    head = "classification" if "classifier" in params else None
+    tensors = engine.export_tensors(table, checkpoint.config, params, checkpoint.extras, dtype=dtype)
+    manifest, _ = engine.match(
+        table, checkpoint.config, tensors, head=head, allow_unused=["*"], allow_missing=checkpoint.extras.absent
+    )
+    if head and labels is not None and len(labels) != manifest.classes:
+        raise ValueError(f"{len(labels)} labels were given for a classifier of {manifest.classes} classes")
+    if labels is not None and len(set(labels)) < len(labels):
+        raise ValueError(f"labels must differ from each other, got {labels}")
+    fields = _fields(table, checkpoint, head, labels, dtype)
+    files = checkpoint.tokenizer_files if tokenizer_from is None else tokenizer_files(tokenizer_from)
+    with new_folder(folder, overwrite=overwrite) as staging:
+        (staging / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        write_tensors(staging, tensors, max_shard_size=max_shard_size)
+        for file in files:
+            shutil.copyfile(file, staging / file.name)
+    return manifest
+
+
+def import_folder(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    head: str | None = "classification",
+    family: str | None = None,
+    allow_bin: bool = False,
+    allow_unused: Sequence[str] = (),
+    allow_missing: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Manifest:
+    """A Hugging Face folder -> our own folder. Arguments and refusals are those of `load` and `save`."""
+    checkpoint = load(
+        source,
+        head=head,
+        family=family,
+        allow_bin=allow_bin,
+        allow_unused=allow_unused,
+        allow_missing=allow_missing,
+    )
+    write_native(destination, checkpoint, overwrite=overwrite)
+    assert checkpoint.manifest is not None
+    return checkpoint.manifest
+
+
+def export_folder(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    overwrite: bool = False,
+    dtype: str | None = None,
+    max_shard_size: int = 5_000_000_000,
+) -> Manifest:
+    """Our own folder -> a Hugging Face folder. Arguments and refusals are those of `read_native` and `save`."""
+    return save(destination, read_native(source), overwrite=overwrite, dtype=dtype, max_shard_size=max_shard_size)
+
+
+class _Opened(NamedTuple):
+    table: Family
+    config: Config
+    fields: Mapping[str, Any]
+    tensors: Mapping[str, np.ndarray]
+    arguments: dict[str, Any]  # of the engine: head, allow_unused, allow_missing
+
+
+def _open(
+    source: Path,
+    head: str | None,
+    family: str | None,
+    allow_bin: bool,
+    allow_unused: Sequence[str],
+    allow_missing: Sequence[str],
+) -> _Opened:
+    if head not in _HEADS:
+        raise ValueError(f"head must be 'classification' or None, got {head!r}")
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source} is not a folder: expected one with config.json and weights")
+    if (source / DESCRIPTION).is_file():
+        # What was imported once was accepted then; it is read through its own export.
+        native = read_native(source)
+        table, config, fields = find_family(native.family), native.config, _fields_of(native)
+        tensors = engine.export_tensors(table, config, native.params, native.extras)
+        allow_unused, allow_missing = ["*"], native.extras.absent
+    else:
+        fields = read_json(source / "config.json")
+        table = _named_family(source / "config.json", fields, family)
+        config = table.read_config(fields, allow_unused=allow_unused)
+        tensors = read_tensors(source, allow_bin=allow_bin)
+    head = head if _is_classifier(table, fields) else None
+    arguments = {"head": head, "allow_unused": allow_unused, "allow_missing": allow_missing}
+    return _Opened(table, config, fields, tensors, arguments)
+
+
+def _fields_of(native: Checkpoint) -> Mapping[str, Any]:
+    fields = native.extras.fields
+    if native.labels is None:
+        return fields
+    return {**fields, "id2label": {str(index): name for index, name in enumerate(native.labels)}}
+
+
+def _named_family(path: Path, fields: Mapping[str, Any], family: str | None) -> Family:
+    named = fields.get("model_type") or family
+    if named is None:
+        raise ValueError(f"{path} names no model_type: pass family= (one of {', '.join(sorted(FAMILIES))})")
+    if family is not None and named != family:
+        raise ValueError(f"{path} says model_type {named!r}, but family={family!r} was asked for")
+    return find_family(named)
+
+
+def _is_classifier(table: Family, fields: Mapping[str, Any]) -> bool:
+    # Other tasks' heads are called `classifier` too; only the architecture tells them apart.
+    named = fields.get("architectures") or []
+    if not isinstance(named, list):
+        raise ValueError(f"config.json: architectures must be a list of names, got {named!r}")
+    return not named or table.architectures["classification"] in named
+
+
+def _labels(
+    source: Path, fields: Mapping[str, Any], labels: Sequence[str] | None, classes: int | None
+) -> list[str] | None:
+    if classes is None:
+        return None if labels is None else list(labels)
+    named = read_labels(fields)
+    if named is not None and len(named) != classes:
+        raise ValueError(f"{source}: id2label names {len(named)} classes where the classifier has {classes}")
+    if labels is not None and len(labels) != classes:
+        raise ValueError(
+            f"{source}: {len(labels)} labels were given where the classifier has {classes} classes; "
+            "pass head=None to start a new head"
+        )
+    return list(labels) if labels is not None else named or [f"LABEL_{index}" for index in range(classes)]
+
+
+def _fields(
+    table: Family, checkpoint: Checkpoint, head: str | None, labels: Sequence[str] | None, dtype: str | None
+) -> dict[str, Any]:
+    fields = table.write_config(checkpoint.config, checkpoint.extras.fields)
+    if head != checkpoint.extras.head or not fields.get("architectures"):
+        fields["architectures"] = [table.architectures[head]]
+    if head and labels is not None:
+        fields["id2label"] = {str(index): name for index, name in enumerate(labels)}
+        fields["label2id"] = {name: index for index, name in enumerate(labels)}
+        fields.pop("num_labels", None)
+        if head != checkpoint.extras.head:
+            fields.pop("problem_type", None)
+    if dtype is not None:
+        fields["dtype"] = dtype
+        fields.pop("torch_dtype", None)
+    return fields
