@@ -71,7 +71,9 @@ def _top_level_names(path: Path) -> set[str]:
 
 def modules_after(statement: str) -> set[str]:
     script = f"import sys; {statement}; print('\\n'.join({{m.split('.')[0] for m in sys.modules}}))"
-    return set(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split())
+    return set(
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    )
 
 
 def test_losses_pull_in_nothing_but_jax_optax_and_jaxtyping():

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 
 from jaxptft.objectives.contract import Context, Mean, Objective, Params
 from jaxptft.objectives.penalty import Penalty
@@ -23,8 +24,8 @@ def combine(
 ) -> Objective:
     """One objective out of several.
 
-    Given a single `Objective`, it reads the batch itself; given a mapping, each reads `batch[name]`. A batch that lacks a
-    source's name skips that source (evaluation on the task alone), except when it has none at all: a KeyError.
+    Given a single `Objective`, it reads the batch itself; given a mapping, each reads `batch[name]`. A batch that lacks
+    a source's name skips that source (evaluation on the task alone); one that has none at all is a KeyError.
     Terms and metrics of a mapping are prefixed `name/` wherever that is needed to keep them apart.
 
     Raises ValueError on no objectives, a repeated penalty name, or a name that holds a slash.
@@ -83,7 +84,7 @@ def combine(
         for penalty in penalties:
             if context.train:
                 constants = (context.constants or {}).get("penalties", {}).get(penalty.name)
-                terms[penalty.name] = Mean(penalty.loss(params, constants, context.rng), 1.0)
+                terms[penalty.name] = Mean(penalty.loss(params, constants, context.rng), jnp.ones(()))
         return terms, (metrics, state)
 
     def predict(params, batch, context):

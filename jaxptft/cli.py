@@ -1,0 +1,162 @@
+"""The command line: one sub-command a recipe, its flags made from the recipe's Config.
+
+`--config run.yaml` gives values, flags override them, and dots reach into groups (`--optimizer.weight-decay 0.1`). A
+mistake is one line on standard error and exit status 2; JAXPTFT_TRACEBACK=1 shows where it came from.
+"""
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxptft import __version__
+from jaxptft.recipes import COMMANDS, Command
+
+_MISTAKES = (ValueError, OSError, FloatingPointError, RuntimeError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (`sys.argv` by default) and return its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"jaxptft {__version__}")
+        return 0
+    words = 2 if any(name.startswith(f"{arguments[0]} ") for name in COMMANDS) else 1
+    name, flags = " ".join(arguments[:words]), arguments[words:]
+    if name not in COMMANDS:
+        from jaxptft.recipes.settings import nearest
+
+        if words == 2 and (len(arguments) == 1 or arguments[1] in ("-h", "--help")):
+            print(_overview(f"{arguments[0]} "))
+            return 0
+        return _complain(f"there is no command {name!r}{nearest(name, list(COMMANDS))}; see jaxptft --help")
+    try:
+        _run(COMMANDS[name], name, flags)
+    except _MISTAKES as error:
+        if os.environ.get("JAXPTFT_TRACEBACK"):
+            raise
+        return _complain(" ".join(str(error).split()) or type(error).__name__)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if type(error).__name__ != "Stopped":
+            raise
+        print(f"jaxptft: {error}; continue with --resume", file=sys.stderr)
+        return error.exit_code  # pyright: ignore[reportAttributeAccessIssue]
+    return 0
+
+
+def _run(command: Command, name: str, flags: list[str]) -> None:
+    module = importlib.import_module(command.module)
+    config = _parse(getattr(module, command.config), name, flags)
+    getattr(module, command.run)(config)
+
+
+def _parse(kind: Any, name: str, flags: list[str]) -> Any:
+    import tyro
+
+    from jaxptft.recipes.settings import build, keys, nearest, read_yaml
+
+    known = keys(kind)
+    path, flags = _take(flags, "--config")
+    if path is None and "--resume" in flags and "resume" in known:
+        out, _ = _take(flags, "--out")
+        recorded = Path(out or "") / "config.yaml"
+        path = str(recorded) if out and recorded.is_file() else None
+    values = read_yaml(path) if path else {}
+    for flag in flags:
+        if match := re.match(r"--(?:no-)?([\w.-]+)", flag):
+            word = match[1].replace("-", "_")
+            plain = flag.split("=")[0][2:].replace("-", "_")
+            if word not in known and plain not in known and word != "help":
+                suggestion = nearest(word, known).replace("_", "-")
+                raise ValueError(f"unknown flag {flag.split('=')[0]}{suggestion}; see jaxptft {name} --help")
+
+    # Values of the file are checked alone first, so that a mistake in it is told apart from one in a flag.
+    if values:
+        required = {key: field for key, field in kind.model_fields.items() if field.is_required()}
+        given = {key: str(tyro.MISSING) for key in required if key not in values}
+        checked = build(kind, {**given, **values}, source=str(path))
+        default = checked.model_copy(update=dict.fromkeys(given, tyro.MISSING))
+    else:
+        default = None
+    absent = [flag for flag in _needed_flags(kind, values) if not any(given.split("=")[0] == flag for given in flags)]
+    if absent and not {"-h", "--help"} & set(flags):
+        raise ValueError(f"{', '.join(absent)} must be given; see jaxptft {name} --help")
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            parsed = tyro.cli(
+                kind, prog=f"jaxptft {name}", args=flags, default=default, config=(tyro.conf.ConsolidateSubcommandArgs,)
+            )
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        raise ValueError(f"{_plain(told.getvalue())}; see jaxptft {name} --help") from None
+    return build(kind, parsed.model_dump(), source="the command line")
+
+
+def _needed_flags(kind: type, values: dict[str, Any]) -> list[str]:
+    """The flags that must be given since `values` lack them; what is told by its position is not among them."""
+    needed = ((key, field) for key, field in kind.model_fields.items() if field.is_required() and key not in values)
+    return [
+        f"--{key.replace('_', '-')}"
+        for key, field in needed
+        if not any("Positional" in repr(mark) for mark in field.metadata)
+    ]
+
+
+def _take(flags: list[str], name: str) -> tuple[str | None, list[str]]:
+    """The value of a flag, and the flags without it."""
+    for index, flag in enumerate(flags):
+        if flag == name and index + 1 < len(flags):
+            return flags[index + 1], flags[:index] + flags[index + 2 :]
+        if flag.startswith(f"{name}="):
+            return flag.removeprefix(f"{name}="), flags[:index] + flags[index + 1 :]
+    return None, flags
+
+
+def _plain(boxed: str) -> str:
+    """The words in tyro's box, on one line."""
+    words = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    lines = (re.sub(r"[╭╮╰╯─│]+", " ", line).strip() for line in words.splitlines())
+    kept = [line for line in lines if line and not line.startswith(("For full helptext", "Parsing error", "Missing"))]
+    told = " ".join(" ".join(kept).split()).partition(" Argument helptext")[0]
+    told = told.removeprefix("Value error ")
+    if told.startswith("Required options"):
+        return "an argument is missing: " + told.removeprefix("Required options ").partition(" jaxptft ")[0]
+    return told or "the command line cannot be read"
+
+
+def _complain(message: str) -> int:
+    print(f"jaxptft: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _overview(prefix: str = "") -> str:
+    shown = {name: command for name, command in COMMANDS.items() if name.startswith(prefix)}
+    width = max(len(name) for name in shown)
+    lines = [f"  {name.ljust(width)}  {command.help}" for name, command in shown.items()]
+    return "\n".join(
+        [
+            "usage: jaxptft COMMAND [--flags]",
+            "",
+            "Pre-train, adapt, fine-tune, compress and ship models in JAX.",
+            "",
+            *lines,
+            "",
+            "jaxptft COMMAND --help shows a command's flags; --config FILE reads them from YAML.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

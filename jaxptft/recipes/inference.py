@@ -1,0 +1,59 @@
+"""A classifier from any folder, ready to score rows."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from jaxptft import data, objectives, train
+from jaxptft.recipes.model_source import CLASSIFIERS, open_model
+
+
+class Classifier:
+    """A model with a classification head, and its tokenizer and labels.
+
+    Raises ValueError when the folder holds an encoder without a head.
+    """
+
+    def __init__(self, model: str | Path, *, family: str | None = None, allow_bin: bool = False):
+        folder, checkpoint = open_model(model, family=family, allow_bin=allow_bin)
+        if "classifier" not in checkpoint.params or not checkpoint.labels:
+            raise ValueError(f"{model} has no classification head; fine-tune it first (jaxptft finetune)")
+        self.names = tuple(checkpoint.labels)
+        self.tokenizer = data.load_tokenizer(folder)
+        self.config = checkpoint.config
+        data.check_vocabulary(self.tokenizer, self.config.vocab_size)
+        objective = objectives.classification(CLASSIFIERS[checkpoint.family](self.config, len(self.names)))
+        self._evaluator = train.make_evaluator(objective)
+        self._mesh = train.make_mesh()
+        self._params = train.replicate(checkpoint.params, self._mesh)
+
+    def logits(
+        self,
+        table: data.Table,
+        *,
+        batch_size: int = 64,
+        max_length: int = 128,
+        say: Callable[[str], None] = print,
+    ) -> Float[np.ndarray, "rows classes"]:
+        """The logits of each row, in the order of the rows; says how many texts were cut."""
+        max_length = min(max_length, self.config.positions)
+        tokenized = data.tokenize(table, self.tokenizer, max_length)
+        data.check_tokens(tokenized, self.config.vocab_size)
+        if tokenized.truncated:
+            say(f"{tokenized.truncated} of {len(table)} texts are longer than {max_length} tokens and were cut")
+        batches = data.Batches(tokenized, batch_size=batch_size, shuffle=False, multiple_of=self._mesh.size)
+        with train.Progress("rows", batches.steps_per_epoch) as progress:
+
+            def stream():
+                for step in range(batches.steps_per_epoch):
+                    batch = batches.batch_at(step)
+                    yield batch
+                    progress.update(step + 1, float("nan"), int(batch["valid"].sum()))
+
+            evaluation = train.evaluate(
+                self._evaluator, self._params, {}, None, stream(), place=lambda batch: train.shard(batch, self._mesh)
+            )
+        return jax.device_get(evaluation.predictions["logits"])

@@ -1,0 +1,64 @@
+"""A model, wherever it is: a run folder, a Hugging Face folder, a converted folder, or a name on the hub."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxptft import convert, models
+from jaxptft.convert.native import DESCRIPTION
+
+CLASSIFIERS: dict[str, Callable[..., models.Model]] = {"bert": models.classifier}
+"""How a family builds its classifier: (config, classes, *, frozen_layers) -> Model."""
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.bin", "*.msgpack"]
+
+
+def locate(model: str | Path) -> Path:
+    """The folder that holds the weights.
+
+    A run folder stands for its `model/`; a name that is no folder, such as `bert-base-uncased` or `owner/name`, is
+    fetched from the hub. Raises FileNotFoundError, saying what was looked for.
+    """
+    folder = Path(model)
+    if (folder / "model" / "config.json").is_file():
+        return folder / "model"
+    if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is a run that has no model/ yet; finish it with --resume")
+    if (folder / "config.json").is_file() or (folder / DESCRIPTION).is_file():
+        return folder
+    if folder.exists():
+        raise FileNotFoundError(f"{folder} holds no model: expected config.json, a run's model/, or a converted folder")
+    if Path(model).is_absolute() or str(model).startswith(".") or str(model).count("/") > 1:
+        raise FileNotFoundError(f"{model} does not exist")
+    return _from_hub(str(model))
+
+
+def open_model(
+    model: str | Path,
+    *,
+    family: str | None = None,
+    allow_bin: bool = False,
+    allow_unused: tuple[str, ...] = (),
+    allow_missing: tuple[str, ...] = (),
+) -> tuple[Path, convert.Checkpoint]:
+    """The folder and the checkpoint in it, with its classification head where it has one."""
+    folder = locate(model)
+    if (folder / DESCRIPTION).is_file():
+        return folder, convert.read_native(folder)
+    options: dict[str, Any] = {"family": family, "allow_bin": allow_bin, "allow_missing": allow_missing}
+    return folder, convert.load(folder, allow_unused=allow_unused, **options)
+
+
+def _from_hub(name: str) -> Path:
+    import huggingface_hub
+
+    try:
+        has_safetensors = any(file.endswith(".safetensors") for file in huggingface_hub.list_repo_files(name))
+        skipped = ["*.bin", "*.msgpack"] if has_safetensors else []
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=skipped))
+    except Exception:  # offline, gated, renamed: the hub's client has many errors, and a cached copy may still do
+        try:
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise FileNotFoundError(f"{name} is no folder, and the hub did not give it: {reason}") from None

@@ -1,0 +1,64 @@
+"""Predict the class of each row of a file."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from pydantic import Field
+
+from jaxptft.recipes.finetune import Columns
+from jaxptft.recipes.settings import Settings
+
+
+class Config(Settings):
+    """Predict the class of each row: jaxptft predict MODEL --data FILE --out FILE"""
+
+    model: tyro.conf.Positional[str]
+    """a run folder, a Hugging Face folder, a converted folder, or a name on the hub"""
+    data: str
+    """rows with a text (or a pair); labels are not needed and not read"""
+    out: Path
+    """a JSONL file: row, label, probabilities, in the order of the rows"""
+    columns: Columns = Columns()
+    on_bad_row: Literal["error", "skip"] = "error"
+    max_length: int = Field(default=128, ge=3)
+    batch_size: int = Field(default=64, ge=1)
+    overwrite: bool = False
+    """replace --out if it exists"""
+    allow_bin: bool = False
+    family: str | None = None
+
+
+def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
+    """Write one JSON object a row: `row` (its line or number in the source), `label`, `probabilities` by label.
+
+    The file appears whole or not at all. Raises FileExistsError when it exists and `overwrite` is not set.
+    """
+    from scipy.special import softmax
+
+    from jaxptft import data
+    from jaxptft.recipes.inference import Classifier
+
+    if config.out.exists() and not config.overwrite:
+        raise FileExistsError(f"{config.out} exists; choose another --out, or pass --overwrite")
+    classifier = Classifier(config.model, family=config.family, allow_bin=config.allow_bin)
+    columns = data.Columns(config.columns.text, config.columns.pair)
+    table = data.read_table(config.data, columns=columns, labelled=False, on_bad_row=config.on_bad_row)
+    logits = classifier.logits(table, batch_size=config.batch_size, max_length=config.max_length, say=say)
+    probabilities = softmax(logits.astype("float64"), axis=-1)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = config.out.with_name(f".{config.out.name}.unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
+        for row, values in zip(table.rows.tolist(), probabilities, strict=True):
+            line = {
+                "row": row,
+                "label": classifier.names[int(values.argmax())],
+                "probabilities": {name: round(float(p), 6) for name, p in zip(classifier.names, values, strict=True)},
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    unfinished.replace(config.out)
+    skipped = f", {table.report.skipped} bad rows skipped" if table.report.skipped else ""
+    say(f"{len(table)} predictions in {config.out}{skipped}")
+    return config.out

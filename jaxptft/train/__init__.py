@@ -1,0 +1,37 @@
+"""How a model learns: the step, the same on any number of devices, and the loop around it."""
+
+from jaxptft.train.checkpoint import CheckpointStore, DamagedCheckpoint, fingerprint, verify
+from jaxptft.train.evaluate import Evaluation, evaluate, make_evaluator
+from jaxptft.train.journal import Journal
+from jaxptft.train.loop import LoopState, Schedule, fit
+from jaxptft.train.parallel import jit_step, make_mesh, pad_rows, pmap_step, replicate, shard
+from jaxptft.train.progress import Progress
+from jaxptft.train.state import State, create_state
+from jaxptft.train.step import make_step
+from jaxptft.train.stop import StopFlag, Stopped
+
+__all__ = [
+    "CheckpointStore",
+    "DamagedCheckpoint",
+    "Evaluation",
+    "Journal",
+    "LoopState",
+    "Progress",
+    "Schedule",
+    "State",
+    "StopFlag",
+    "Stopped",
+    "create_state",
+    "evaluate",
+    "fingerprint",
+    "fit",
+    "jit_step",
+    "make_evaluator",
+    "make_mesh",
+    "make_step",
+    "pad_rows",
+    "pmap_step",
+    "replicate",
+    "shard",
+    "verify",
+]

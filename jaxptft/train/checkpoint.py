@@ -1,0 +1,234 @@
+"""Checkpoints that are whole or absent, and that say so themselves.
+
+    step_00000120/
+        arrays/          the tree, written by Orbax
+        meta.json        what belongs to it: loop state, fingerprints, versions
+        manifest.json    SHA-256 and size of every other file, written last
+
+A step is written under a temporary name, synced, and renamed; it is deleted by renaming first. Orbax alone restores
+flipped bits without a word, so every restore checks the manifest, and falls back to the newest step that is good.
+This is the only module that knows Orbax.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+log = logging.getLogger(__name__)
+
+_PREFIX, _UNFINISHED, _DOOMED = "step_", "unfinished-", "doomed-"
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint whose files are not the ones that were written; the message names the file."""
+
+
+class CheckpointStore:
+    """Checkpoints of one run, in one folder, oldest first.
+
+    Args:
+        folder: made when the first checkpoint is saved.
+        keep: how many of the newest steps stay; older ones are deleted after a save. None keeps all.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int | None = 2):
+        if keep is not None and keep < 1:
+            raise ValueError(f"keep is {keep}; expected at least 1, or None to keep every checkpoint")
+        self.folder = Path(folder).absolute()
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """The steps that are listed, ascending; whether each is undamaged shows when it is restored."""
+        if not self.folder.is_dir():
+            return []
+        found = (entry.name.removeprefix(_PREFIX) for entry in self.folder.glob(f"{_PREFIX}*"))
+        return sorted(int(name) for name in found if name.isdigit())
+
+    def save(self, step: int, tree: PyTree, meta: dict[str, Any]) -> Path:
+        """Write `tree` and `meta` as `step`, replacing a checkpoint of the same step; then drop what is too old.
+
+        `meta` must be JSON-able. Raises OSError when the disk is full or read-only: earlier steps stay as they were.
+        """
+        self.clean()
+        final = self._path(step)
+        unfinished = self.folder / f"{_UNFINISHED}{final.name}"
+        try:
+            unfinished.mkdir(parents=True)
+            _write_arrays(unfinished / "arrays", tree)
+            (unfinished / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
+            _write_manifest(unfinished)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        if final.exists():
+            self._delete(final)
+        unfinished.rename(final)
+        _sync(self.folder)
+        if self.keep is not None:
+            for old in self.steps()[: -self.keep]:
+                self._delete(self._path(old))
+        return final
+
+    def restore(self, like: PyTree, *, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]]:
+        """The newest undamaged checkpoint (or the one of `step`) as `(step, tree, meta)`.
+
+        `like` gives the structure, shapes, dtypes and shardings that are expected; a difference is a ValueError that
+        names the leaf. A damaged checkpoint is passed over with a warning that names the file, unless `step` asked for
+        it. Raises FileNotFoundError when there is none, and DamagedCheckpoint when none is good.
+        """
+        candidates = [step] if step is not None else self.steps()[::-1]
+        if not candidates or (step is not None and step not in self.steps()):
+            raise FileNotFoundError(
+                f"{self.folder} holds no checkpoint" + (f" of step {step}" if step is not None else "")
+            )
+        damage = None
+        for candidate in candidates:
+            path = self._path(candidate)
+            try:
+                verify(path)
+            except DamagedCheckpoint as error:
+                if step is not None:
+                    raise
+                log.warning("checkpoint of step %d is damaged and passed over: %s", candidate, error)
+                damage = error
+                continue
+            meta = json.loads((path / "meta.json").read_text())
+            return candidate, _read_arrays(path / "arrays", like), meta
+        raise DamagedCheckpoint(f"no checkpoint in {self.folder} is undamaged; the oldest: {damage}")
+
+    def clean(self) -> None:
+        """Remove what a killed save or deletion left behind."""
+        if self.folder.is_dir():
+            for prefix in (_UNFINISHED, _DOOMED):
+                for leftover in self.folder.glob(f"{prefix}*"):
+                    shutil.rmtree(leftover)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"{_PREFIX}{step:08d}"
+
+    def _delete(self, path: Path) -> None:
+        doomed = self.folder / f"{_DOOMED}{path.name}"
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def verify(path: Path) -> None:
+    """Check every file of one checkpoint against its manifest.
+
+    Raises DamagedCheckpoint, naming the first file that is missing, added or changed.
+    """
+    try:
+        expected = json.loads((path / "manifest.json").read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{path / 'manifest.json'} cannot be read ({error})") from error
+    present = set(_files(path))
+    if missing := sorted(set(expected) - present):
+        raise DamagedCheckpoint(f"{path / missing[0]} is missing")
+    if added := sorted(present - set(expected)):
+        raise DamagedCheckpoint(f"{path / added[0]} is not in the manifest")
+    for name, entry in expected.items():
+        if _sha256(path / name) != entry["sha256"]:
+            raise DamagedCheckpoint(f"{path / name} has changed since it was written (SHA-256 differs)")
+
+
+def fingerprint(tree: PyTree) -> str:
+    """The SHA-256 of a tree's paths, dtypes, shapes and bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)}|{array.dtype}|{array.shape}|".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _write_arrays(path: Path, tree: PyTree) -> None:
+    import orbax.checkpoint as ocp
+
+    nested: dict[str, Any] = {}
+    for names, leaf in _named_leaves(tree):
+        node = nested
+        for name in names[:-1]:
+            node = node.setdefault(name, {})
+        node[names[-1]] = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    ocp.PyTreeCheckpointer().save(path, nested)
+
+
+def _read_arrays(path: Path, like: PyTree) -> PyTree:
+    import orbax.checkpoint as ocp
+
+    reader = ocp.PyTreeCheckpointer()
+    metadata: Any = reader.metadata(path).item_metadata
+    restore_args = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree, is_leaf=lambda node: hasattr(node, "shape")
+    )
+    saved = {tuple(n): leaf for n, leaf in _named_leaves(reader.restore(path, restore_args=restore_args))}
+    expected = {tuple(names): leaf for names, leaf in _named_leaves(like)}
+    for names in [*saved, *expected]:
+        where = "/".join(names)
+        if names not in expected:
+            raise ValueError(f"the checkpoint {path.parent} holds {where}, which this run does not have")
+        if names not in saved:
+            raise ValueError(f"the checkpoint {path.parent} lacks {where}, which this run needs")
+        want = jax.random.key_data(expected[names]) if _is_key(expected[names]) else expected[names]
+        got = saved[names]
+        if (got.shape, got.dtype) != (want.shape, want.dtype):
+            raise ValueError(
+                f"{where} is {got.dtype}{list(got.shape)} in the checkpoint {path.parent}; "
+                f"this run expects {want.dtype}{list(want.shape)}"
+            )
+
+    leaves = []
+    for names, leaf in _named_leaves(like):
+        value = jnp.array(saved[tuple(names)], copy=True)
+        if _is_key(leaf):
+            value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
+        leaves.append(jax.device_put(value, leaf.sharding) if isinstance(leaf, jax.Array) else value)
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _named_leaves(tree: PyTree) -> Iterator[tuple[list[str], Any]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield [jax.tree_util.keystr((entry,), simple=True) for entry in path], leaf
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _write_manifest(path: Path) -> None:
+    files = {name: {"sha256": _sha256(path / name), "bytes": (path / name).stat().st_size} for name in _files(path)}
+    for name in files:
+        _sync(path / name)
+    manifest = path / "manifest.json"
+    manifest.write_text(json.dumps({"files": files}, indent=1, sort_keys=True))
+    _sync(manifest)
+    for folder in [*(p for p in path.rglob("*") if p.is_dir()), path]:
+        _sync(folder)
+
+
+def _files(path: Path) -> list[str]:
+    found = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    return sorted(name for name in found if name != "manifest.json")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,79 @@
+"""Evaluation over a whole data set: each row exactly once, whatever the batches and devices."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxptft.objectives import Batch, Context, Mean, Objective, Params
+from jaxptft.train.stop import StopFlag
+
+Evaluator = Callable[[Params, PyTree, PyTree, Batch], tuple[dict[str, jax.Array], dict[str, Mean]]]
+
+
+class Evaluation(NamedTuple):
+    """Means over every row, and what was predicted for each, in the order of the rows' ids."""
+
+    metrics: dict[str, float]
+    predictions: dict[str, np.ndarray]
+    ids: np.ndarray
+
+
+def make_evaluator(objective: Objective) -> Evaluator:
+    """A compiled `(params, objective_state, constants, batch) -> (predictions, metrics)` with dropout off.
+
+    The metrics hold the objective's own, `NAME/loss` for each term, and nothing of the penalties. A batch without
+    labels gives predictions alone.
+    """
+
+    def run(params, state, constants, batch):
+        context = Context(state, constants, jax.random.key(0), train=False, axis_name=None)
+        predictions = objective.predict(params, batch, context)
+        if "label" not in batch:
+            return predictions, {}
+        terms, (metrics, _) = objective.loss(params, batch, context)
+        return predictions, metrics | {f"{name}/loss": term for name, term in terms.items()}
+
+    return jax.jit(run)
+
+
+def evaluate(
+    evaluator: Evaluator,
+    params: Params,
+    state: PyTree,
+    constants: PyTree,
+    batches: Iterable[Batch],
+    *,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+    stop: StopFlag | None = None,
+) -> Evaluation:
+    """Run `evaluator` over `batches` and gather what it says of each row.
+
+    Padding rows (`valid` False) are dropped. Raises ValueError when a row's id appears twice or no row is valid, and
+    `Stopped` when `stop` was set on the way.
+    """
+    sums: dict[str, tuple[float, float]] = {}
+    gathered: list[dict[str, np.ndarray]] = []
+    for batch in batches:
+        if stop is not None:
+            stop.raise_if_set()
+        placed = place(batch)
+        predictions, metrics = jax.device_get(evaluator(params, state, constants, placed))
+        for name, mean in metrics.items():
+            total, count = sums.get(name, (0.0, 0.0))
+            sums[name] = (total + float(mean.total), count + float(mean.count))
+        ids, valid = np.asarray(placed["ids"]), np.asarray(placed["valid"])
+        gathered.append({"ids": ids[valid], **{name: values[valid] for name, values in predictions.items()}})
+
+    rows = {name: np.concatenate([part[name] for part in gathered]) for name in gathered[0]} if gathered else {}
+    if not rows or not len(rows["ids"]):
+        raise ValueError("there is no row to evaluate")
+    order = np.argsort(rows["ids"], kind="stable")
+    rows = {name: values[order] for name, values in rows.items()}
+    ids = rows.pop("ids")
+    if repeated := ids[1:][ids[1:] == ids[:-1]].tolist():
+        raise ValueError(f"row {repeated[0]} is evaluated more than once; each must come exactly once")
+    means = {name: total / count if count else 0.0 for name, (total, count) in sums.items()}
+    return Evaluation(means, rows, ids)

@@ -1,0 +1,209 @@
+"""The loop: steps, evaluations, the best model, checkpoints, and leaving when asked to.
+
+What happens between two steps is a function of the step number and of `LoopState`, which every checkpoint holds; so a
+run that was killed anywhere and resumed does what the run that was not killed did, and logs the same lines.
+"""
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxptft.objectives import Batch, Mean
+from jaxptft.train.checkpoint import CheckpointStore
+from jaxptft.train.journal import Journal
+from jaxptft.train.progress import Progress
+from jaxptft.train.state import State
+from jaxptft.train.stop import StopFlag, Stopped
+
+_IN_FLIGHT = 2  # steps dispatched before the metrics of an older one are read
+
+
+@dataclass
+class LoopState:
+    """What the loop itself remembers between steps; JSON-able."""
+
+    best: float | None = None
+    best_step: int = -1
+    evaluated_step: int = 0
+    evaluations_without_gain: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    window: dict[str, list[float]] = field(default_factory=dict)  # metric -> [total, count] since the last log line
+    finished: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When things happen, in optimizer steps.
+
+    `monitor` names the entry of `evaluate`'s result that decides which model is best; `higher_is_better` says how.
+    `patience` ends the run after so many evaluations without a gain. `skipped_limit` ends it after so many steps in a
+    row whose loss or gradient was not finite.
+    """
+
+    steps: int
+    log_every: int = 10
+    evaluate_every: int | None = None  # and always after the last step
+    checkpoint_every: int | None = None  # and always after the last step
+    monitor: str = "loss"
+    higher_is_better: bool = False
+    patience: int | None = None
+    skipped_limit: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "evaluate_every", "checkpoint_every", "patience", "skipped_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
+
+    def due(self, every: int | None, step: int) -> bool:
+        """Whether something that happens `every` so many steps, and at the end, happens after `step`."""
+        return step == self.steps or (every is not None and step > 0 and step % every == 0)
+
+
+def fit(
+    step: Callable[..., tuple[State, dict[str, Mean]]],
+    state: State,
+    constants: Any,
+    batch_at: Callable[[int], Batch],
+    *,
+    schedule: Schedule,
+    evaluate: Callable[[State], dict[str, float]],
+    journal: Journal,
+    checkpoints: CheckpointStore,
+    best: CheckpointStore,
+    loop: LoopState | None = None,
+    meta: dict[str, Any] | None = None,
+    learning_rate: Callable[[int], Any] | None = None,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+    progress: Progress | None = None,
+    stop: StopFlag | None = None,
+) -> tuple[State, LoopState]:
+    """Train from `state` to `schedule.steps`, or until patience runs out.
+
+    Args:
+        step: compiled, `(state, constants, batch) -> (state, metrics)`.
+        batch_at: the batch of a step, a pure function of its number.
+        evaluate: metrics of the model as it stands; must not change the state.
+        journal: gets a line of training means every `log_every` steps, and a line for every evaluation.
+        checkpoints: gets the whole state, `meta`, and the loop's own state.
+        best: gets the parameters of the best evaluation so far.
+        loop: from the checkpoint, when resuming; `journal` must have been rewound to the same step.
+        learning_rate: of a step; logged beside the means.
+
+    Raises `Stopped`, after saving, when `stop` is set; FloatingPointError, after saving, when `skipped_limit` steps in
+    a row were not finite; ValueError when `schedule.monitor` is not among the evaluation's metrics.
+    """
+    stop = stop or StopFlag()
+    loop = loop or LoopState()
+    now = int(state.step)
+    pending: deque[tuple[int, int, dict[str, Mean]]] = deque()
+    clock = _Clock(journal.path.with_name("speed.jsonl"), now)
+
+    def absorb(keep: int) -> None:
+        while len(pending) > keep:
+            number, examples, metrics = pending.popleft()
+            values = {name: (float(mean.total), float(mean.count)) for name, mean in jax.device_get(metrics).items()}
+            _count(loop, values)
+            clock.examples += examples
+            if progress is not None:
+                progress.update(number, values["loss"][0], examples)
+            if schedule.due(schedule.log_every, number):
+                entries = {name: total / count for name, (total, count) in sorted(loop.window.items()) if count}
+                rate = {} if learning_rate is None else {"learning_rate": float(learning_rate(number - 1))}
+                journal.write(number, kind="train", **entries, **rate)
+                loop.window = {}
+                clock.write(number)
+
+    def save() -> None:
+        absorb(0)
+        checkpoints.save(now, state, {**(meta or {}), "loop": asdict(loop)})
+
+    def judge() -> None:
+        metrics = evaluate(state)
+        if schedule.monitor not in metrics:
+            raise ValueError(f"monitor is {schedule.monitor!r}, which evaluation does not report: {sorted(metrics)}")
+        finite = {name: value for name, value in metrics.items() if np.isfinite(value)}
+        journal.write(now, kind="evaluation", **finite)
+        value = metrics[schedule.monitor]
+        if _better(value, loop.best, schedule.higher_is_better):
+            loop.best, loop.best_step, loop.evaluations_without_gain = value, now, 0
+            best.save(now, state.params, {"metrics": finite})
+        else:
+            loop.evaluations_without_gain += 1
+        loop.evaluated_step = now
+        if progress is not None:
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
+            progress.note(f"{progress.name}: step {now}  {shown}" + ("  (best)" if loop.best_step == now else ""))
+
+    saved = now
+    while True:
+        if loop.skipped_in_a_row >= schedule.skipped_limit:
+            save()
+            raise FloatingPointError(
+                f"the loss or its gradient was not finite in {loop.skipped_in_a_row} steps in a row, up to step {now}; "
+                "parameters are those of the last finite step; lower the learning rate or look at the data"
+            )
+        try:
+            if schedule.due(schedule.evaluate_every, now) and loop.evaluated_step != now:
+                absorb(0)
+                judge()
+        except Stopped:
+            save()
+            raise
+        impatient = schedule.patience is not None and loop.evaluations_without_gain >= schedule.patience
+        loop.finished = now >= schedule.steps or impatient
+        if (schedule.due(schedule.checkpoint_every, now) and saved != now) or loop.finished or stop:
+            save()
+            saved = now
+        if loop.finished:
+            return state, loop
+        stop.raise_if_set()
+        batch = batch_at(now)
+        state, metrics = step(state, constants, place(batch))
+        now += 1
+        pending.append((now, int(np.sum(batch["valid"])), metrics))
+        absorb(_IN_FLIGHT)
+
+
+def _count(loop: LoopState, values: dict[str, tuple[float, float]]) -> None:
+    if values["skipped"][0]:
+        loop.skipped += 1
+        loop.skipped_in_a_row += 1
+        values = {"skipped": values["skipped"]}
+    else:
+        loop.skipped_in_a_row = 0
+    for name, (total, count) in values.items():
+        sums = loop.window.setdefault(name, [0.0, 0.0])
+        sums[0] += total
+        sums[1] += count
+
+
+def _better(value: float, best: float | None, higher_is_better: bool) -> bool:
+    if not np.isfinite(value):
+        return False
+    return best is None or (value > best if higher_is_better else value < best)
+
+
+class _Clock:
+    """Wall-clock seconds and examples between log lines, kept out of the journal, which repeats exactly."""
+
+    def __init__(self, path: Path, step: int):
+        self.path, self.step = path, step
+        self.examples = 0
+        self.since = time.perf_counter()
+
+    def write(self, step: int) -> None:
+        now = time.perf_counter()
+        seconds = now - self.since
+        line = {"step": step, "seconds": round(seconds, 4), "examples": self.examples, "steps": step - self.step}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.step, self.examples, self.since = step, 0, now

@@ -1,0 +1,72 @@
+import jax
+import numpy as np
+import pytest
+
+from jaxptft import train
+from jaxptft.train.parallel import DATA
+
+
+def test_padding_rows_count_for_nothing_and_the_given_batch_is_left_alone():
+    batch = {"x": np.arange(5), "ids": np.arange(5), "valid": np.ones(5, bool)}
+    padded = train.pad_rows(batch, 4)
+    assert padded["valid"].tolist() == [True] * 5 + [False] * 3
+    assert padded["ids"].tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
+    assert batch["valid"].tolist() == [True] * 5
+    assert train.pad_rows(batch, 5) is batch
+
+
+def test_a_batch_that_cannot_be_padded_is_refused():
+    with pytest.raises(ValueError, match="5 rows does not split over 8 devices and has no 'valid' mask"):
+        train.shard({"x": np.arange(5)}, train.make_mesh())
+
+
+def test_an_odd_batch_gives_the_same_update_on_one_and_eight_devices(tiny):
+    odd = {name: leaf[:7] for name, leaf in tiny.batch.items()}
+    results = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        mesh = train.make_mesh(devices)
+        state = train.create_state(
+            tiny.objective, tiny.optimizer, tiny.params, odd, trainable=tiny.everything, rng=jax.random.key(0)
+        )
+        step = train.jit_step(train.make_step(tiny.objective, tiny.optimizer, trainable=tiny.everything), mesh)
+        state, metrics = step(train.replicate(state, mesh), None, train.shard(odd, mesh))
+        results.append((float(metrics["loss"].total), np.asarray(state.params["classifier"]["kernel"])))
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
+    np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-6)
+
+
+def test_sixty_steps_of_pmap_follow_sixty_of_sharded_jit(tiny):
+    losses = {}
+    for kind in ("jit", "pmap"):
+        axis_name = None if kind == "jit" else DATA
+        step = train.make_step(tiny.objective, tiny.optimizer, trainable=tiny.everything, axis_name=axis_name)
+        state = train.create_state(
+            tiny.objective, tiny.optimizer, tiny.params, tiny.batch, trainable=tiny.everything, rng=jax.random.key(0)
+        )
+        mesh = train.make_mesh()
+        run = train.jit_step(step, mesh) if kind == "jit" else train.pmap_step(step)
+        batch = train.shard(tiny.batch, mesh) if kind == "jit" else tiny.batch
+        losses[kind] = []
+        for _ in range(60):
+            state, metrics = run(state, None, batch)
+            losses[kind].append(float(metrics["loss"].total))  # reading it also awaits the step
+    np.testing.assert_allclose(losses["jit"], losses["pmap"], atol=1e-5)
+    assert losses["jit"][-1] < losses["jit"][0]
+
+
+def test_pmap_refuses_rows_that_do_not_split(tiny):
+    step = train.pmap_step(train.make_step(tiny.objective, tiny.optimizer, trainable=tiny.everything, axis_name=DATA))
+    with pytest.raises(ValueError, match=r"\[7\] rows do not split over 8 devices; use pad_rows first"):
+        step(None, None, {"x": np.arange(7)})
+
+
+def test_the_gradient_crosses_devices_in_one_all_reduce(tiny):
+    mesh = train.make_mesh()
+    state = train.create_state(
+        tiny.objective, tiny.optimizer, tiny.params, tiny.batch, trainable=tiny.everything, rng=jax.random.key(0)
+    )
+    step = train.jit_step(train.make_step(tiny.objective, tiny.optimizer, trainable=tiny.everything), mesh)
+    program = step.lower(state, None, train.shard(tiny.batch, mesh)).compile().as_text()
+    assert "all-gather" not in program
+    reduces = [line for line in program.splitlines() if " all-reduce(" in line]
+    assert len([line for line in reduces if line.count("f32[") > 10]) == 1
