@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Large pages and no returning of memory between steps: about a fifth less time a step on CPU under glibc.
+LARGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=2147483648:glibc.malloc.trim_threshold=4294967296
 
 .PHONY: demo test check lint types doctest bench clean
 
@@ -16,7 +18,7 @@ $(VENV)/.test: $(VENV)/.demo
 	touch $@
 
 demo: $(VENV)/.demo          ## the main job on real data: four ways to train, one table
-	$(BIN)/jaxptft demo --out runs/demo --overwrite
+	$(LARGE_PAGES) $(BIN)/jaxptft demo --out runs/demo --overwrite
 
 test: $(VENV)/.test          ## every test, CPU only
 	$(BIN)/python -m pytest -q

@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("JAXPTFT_TRACEBACK"):
             raise
         return _complain(" ".join(str(error).split()) or type(error).__name__)
+    except SystemExit as leaving:  # tyro's, after --help
+        return int(leaving.code or 0)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -69,14 +71,15 @@ def _parse(kind: Any, name: str, flags: list[str]) -> Any:
     path, flags = _take(flags, "--config")
     if path is None and "--resume" in flags and "resume" in known:
         out, _ = _take(flags, "--out")
-        recorded = Path(out or "") / "config.yaml"
-        path = str(recorded) if out and recorded.is_file() else None
+        if out and not (Path(out) / "config.yaml").is_file():
+            raise FileNotFoundError(f"{out} holds no run to resume; leave out --resume to start one")
+        path = str(Path(out) / "config.yaml") if out else None
     values = read_yaml(path) if path else {}
     for flag in flags:
-        if match := re.match(r"--(?:no-)?([\w.-]+)", flag):
+        if match := re.match(r"--?(?:no-)?([A-Za-z][\w.-]*)", flag):
             word = match[1].replace("-", "_")
-            plain = flag.split("=")[0][2:].replace("-", "_")
-            if word not in known and plain not in known and word != "help":
+            plain = flag.split("=")[0].lstrip("-").replace("-", "_")
+            if word not in known and plain not in known and word not in ("h", "help"):
                 suggestion = nearest(word, known).replace("_", "-")
                 raise ValueError(f"unknown flag {flag.split('=')[0]}{suggestion}; see jaxptft {name} --help")
 
@@ -100,39 +103,52 @@ def _parse(kind: Any, name: str, flags: list[str]) -> Any:
     except SystemExit as leaving:
         if not leaving.code:
             raise
-        raise ValueError(f"{_plain(told.getvalue())}; see jaxptft {name} --help") from None
+        raise ValueError(f"{_plain(told.getvalue(), kind)}; see jaxptft {name} --help") from None
     return build(kind, parsed.model_dump(), source="the command line")
 
 
 def _needed_flags(kind: type, values: dict[str, Any]) -> list[str]:
     """The flags that must be given since `values` lack them; what is told by its position is not among them."""
-    needed = ((key, field) for key, field in kind.model_fields.items() if field.is_required() and key not in values)
+    positional = _positional(kind)
+    needed = [key for key, field in kind.model_fields.items() if field.is_required() and key not in values]
+    return [f"--{key.replace('_', '-')}" for key in needed if key not in positional]
+
+
+def _positional(kind: Any) -> list[str]:
     return [
-        f"--{key.replace('_', '-')}"
-        for key, field in needed
-        if not any("Positional" in repr(mark) for mark in field.metadata)
+        key for key, field in kind.model_fields.items() if any("Positional" in repr(mark) for mark in field.metadata)
     ]
 
 
 def _take(flags: list[str], name: str) -> tuple[str | None, list[str]]:
     """The value of a flag, and the flags without it."""
     for index, flag in enumerate(flags):
-        if flag == name and index + 1 < len(flags):
+        if flag == name:
+            if index + 1 == len(flags) or flags[index + 1].startswith("--"):
+                raise ValueError(f"{name} needs a value")
             return flags[index + 1], flags[:index] + flags[index + 2 :]
         if flag.startswith(f"{name}="):
             return flag.removeprefix(f"{name}="), flags[:index] + flags[index + 1 :]
     return None, flags
 
 
-def _plain(boxed: str) -> str:
-    """The words in tyro's box, on one line."""
+def _plain(boxed: str, kind: Any) -> str:
+    """The words in tyro's box, on one line, and those of pydantic in them without their frame."""
     words = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    if "─ Required options ─" in words:
+        return f"{', '.join(_positional(kind)).upper()} must be given"
+    words = re.sub(r"╭.*╮", "", words)  # the box's title
     lines = (re.sub(r"[╭╮╰╯─│]+", " ", line).strip() for line in words.splitlines())
-    kept = [line for line in lines if line and not line.startswith(("For full helptext", "Parsing error", "Missing"))]
+    kept = [line for line in lines if line and not line.startswith("For full helptext")]
     told = " ".join(" ".join(kept).split()).partition(" Argument helptext")[0]
-    told = told.removeprefix("Value error ")
-    if told.startswith("Required options"):
-        return "an argument is missing: " + told.removeprefix("Required options ").partition(" jaxptft ")[0]
+    validation = r"Error parsing (\S+): \d+ validation errors? for \w+ (.*?) \[type=\w+, input_value=(.*?), input_type="
+    if found := re.search(validation, told):
+        group, problem, value = found.groups()
+        if problem.startswith("Value error, "):
+            return problem.removeprefix("Value error, ")
+        key, _, message = problem.partition(" ")
+        prefix = f"{group}." if group in kind.model_fields else ""
+        return f"--{(prefix + key).replace('_', '-')} is {value}: {message.removeprefix('Value error, ')}"
     return told or "the command line cannot be read"
 
 

@@ -1,7 +1,7 @@
 """Files and hubs -> numpy batches. Every row is checked, and a batch is a pure function of (data, seed, step)."""
 
 from jaxptft.data.assets import Asset, AssetUnavailable, bbc_news, fetch, hutto_sentences, minilm_folder
-from jaxptft.data.batches import Batches, length_buckets
+from jaxptft.data.batches import Batches, fitted_buckets, length_buckets
 from jaxptft.data.cache import cache_folder
 from jaxptft.data.columns import Columns, infer_columns
 from jaxptft.data.labels import Labels
@@ -36,6 +36,7 @@ __all__ = [
     "check_vocabulary",
     "choose_evaluation_split",
     "fetch",
+    "fitted_buckets",
     "hutto_sentences",
     "infer_columns",
     "length_buckets",

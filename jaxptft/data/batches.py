@@ -31,6 +31,36 @@ def length_buckets(max_length: int) -> tuple[int, ...]:
     return (*(width for width in widths if width < max_length), max_length)
 
 
+def fitted_buckets(lengths: Int[np.ndarray, "rows"], count: int, *, multiple: int = 8) -> tuple[int, ...]:
+    """At most `count` widths, multiples of `multiple`, that pad rows of these lengths the least.
+
+    Each width is one more program to compile, each padded token one more to compute; the last width takes the longest
+    row. Exact, by dynamic programming over the multiples. Raises ValueError on no rows or a count below 1.
+
+    >>> fitted_buckets(np.array([3, 8, 9, 9, 30, 31, 64]), 3)
+    (16, 32, 64)
+    """
+    if count < 1 or not len(lengths):
+        raise ValueError(f"cannot fit {count} widths to {len(lengths)} rows; expected at least one of each")
+    steps = -(-int(np.max(lengths)) // multiple)
+    ceilings = np.bincount(-(-np.asarray(lengths) // multiple), minlength=steps + 1)
+    rows = np.concatenate([[0], np.cumsum(ceilings[1:]) + ceilings[0]])  # rows[i]: no longer than i multiples
+    ends = np.arange(steps + 1)
+    # cost[i]: tokens of all rows no longer than i multiples, with i as the last width; from[k][i]: the width before.
+    cost, before = np.where(ends > 0, rows * ends, 0).astype(np.int64), [np.zeros(steps + 1, np.int64)]
+    for _ in range(min(count, steps) - 1):
+        options = cost[None, :] + (rows[:, None] - rows[None, :]) * ends[:, None]
+        options = np.where(ends[None, :] <= ends[:, None], options, np.iinfo(np.int64).max)
+        before.append(options.argmin(1))
+        cost = options.min(1)
+    widths, last = [], steps
+    for previous in reversed(before):
+        if last > 0 and (not widths or last < widths[-1]):
+            widths.append(int(last))
+        last = int(previous[last])
+    return tuple(width * multiple for width in reversed(widths))
+
+
 class Batches:
     """Batches of one tokenized table.
 

@@ -29,6 +29,7 @@ class ClassifierRun:
         stop.raise_if_set()
         self._build_model()
         self._build_training()
+        self.state = self._first_state()
 
     def _read_data(self) -> None:
         config, say = self.config, self.say
@@ -54,12 +55,16 @@ class ClassifierRun:
             tables["test"] = data.read_table(
                 config.test, columns=columns, names=self.names, on_bad_row=config.on_bad_row
             )
+        tokens = {split: data.tokenize(table, self.tokenizer, config.max_length) for split, table in tables.items()}
+        lengths = np.concatenate([tokenized.lengths for tokenized in tokens.values()])
+        buckets = data.fitted_buckets(lengths, config.length_buckets)
+        buckets = (*buckets[:-1], min(buckets[-1], config.max_length))  # the model has no positions beyond
         multiple_of = self.mesh.size * config.accumulate
         self.batches: dict[str, data.Batches] = {}
         self.labels: dict[str, np.ndarray] = {}
         self.facts: dict[str, Any] = {"rows": {}, "skipped_rows": {}, "truncated": {}}
         for split, table in tables.items():
-            tokenized = data.tokenize(table, self.tokenizer, config.max_length)
+            tokenized = tokens[split]
             data.check_tokens(tokenized, vocab_size)
             assert table.labels is not None
             training = split == "train"
@@ -70,6 +75,7 @@ class ClassifierRun:
                 batch_size=config.batch_size if training else EVALUATION_ROWS,
                 seed=config.seed,
                 shuffle=training,
+                buckets=buckets,
                 multiple_of=multiple_of if training else self.mesh.size,
                 classes=len(self.names),
             )
@@ -102,7 +108,7 @@ class ClassifierRun:
                 known = ", ".join(checkpoint.labels or [])
                 self.say(f"the checkpoint's head is dropped: it tells {known} apart")
                 del kept["classifier"]
-        self.imported = {} if config.from_scratch else kept
+        self.imported = {} if config.from_scratch else {"backbone": kept["backbone"]}
         self.params = fresh if config.from_scratch else convert.complete(kept, fresh)
         self.trainable = optim.trainable_mask(self.params, config.freeze)
         frozen_layers = optim.frozen_prefix(self.trainable)
@@ -136,9 +142,8 @@ class ClassifierRun:
         per_epoch = self.batches["train"].steps_per_epoch
         steps = total_steps(config, per_epoch)
         o = config.optimizer
-        warmup = round(o.warmup * steps) if o.schedule != "inverse_sqrt" else max(1, round(o.warmup * steps))
         self.learning_rate = optim.schedule(
-            o.schedule, peak=config.learning_rate, steps=steps, warmup=min(warmup, steps - 1), cycles=o.cycles
+            o.schedule, peak=config.learning_rate, steps=steps, warmup=o.warmup, cycles=o.cycles
         )
         self.optimizer = optim.adamw(
             self.learning_rate,
@@ -166,10 +171,12 @@ class ClassifierRun:
         self.checkpoints = train.CheckpointStore(folder, keep=config.keep_checkpoints)
         self.best = train.CheckpointStore(folder / "best", keep=1)
         self.journal = train.Journal(config.out / "metrics.jsonl")
+        # In this order: the first that differs is named, and another tokenizer makes other data.
+        spoken = {"train": "training_data", "eval": "evaluation_data", "test": "test_data"}
         self.identity = {
-            "training_data": self.batches["train"].fingerprint,
-            "evaluation_data": self.batches["eval"].fingerprint,
             "tokenizer": data.tokenizer_fingerprint(self.tokenizer),
+            **{spoken[split]: batches.tokenized.fingerprint for split, batches in self.batches.items()},
+            "batches": self.batches["train"].fingerprint,
             "initial_model": train.fingerprint(self.params),
         }
 
@@ -212,7 +219,7 @@ class ClassifierRun:
 
     def train(self) -> "LoopState":
         """From the start, or from the newest good checkpoint when resuming, to the end."""
-        self.state, loop = self._first_state(), train.LoopState()
+        loop = train.LoopState()
         if self.config.resume and self.checkpoints.steps():
             step, self.state, meta = self.checkpoints.restore(self.state)
             run_folder.check_same(meta["identity"], self.identity, self.config.out)
@@ -270,6 +277,7 @@ class ClassifierRun:
             labels=list(self.names),
             tokenizer_from=self.model_folder,
             overwrite=True,
+            dtype=None if self._source_is_float32() else "float32",  # what was evaluated; float16 would lose steps
         )
         facts = {
             "best_step": loop.best_step,
@@ -282,6 +290,9 @@ class ClassifierRun:
         reports.save_report(out, found, facts)
         reports.plot_history(out / "history.png", self.journal.read(), self.schedule.monitor)
         return found
+
+    def _source_is_float32(self) -> bool:
+        return set(self.checkpoint.extras.dtypes.values()) <= {"float32"}
 
     def _warn_of_other_environment(self, recorded: dict[str, Any]) -> None:
         for name, value in run_folder.environment().items():

@@ -37,9 +37,11 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> reports.Report
     """
     from jaxptft import data
     from jaxptft.recipes.inference import Classifier
+    from jaxptft.recipes.runtime import keep_compiled_programs
 
     if config.out is not None and config.out.exists():
         raise FileExistsError(f"{config.out} exists; choose another --out")
+    keep_compiled_programs()
     classifier = Classifier(config.model, family=config.family, allow_bin=config.allow_bin)
     columns = data.Columns(config.columns.text, config.columns.pair, config.columns.label)
     table = data.read_table(config.data, columns=columns, names=classifier.names, on_bad_row=config.on_bad_row)
@@ -52,5 +54,6 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> reports.Report
     say(report.text)
     say(reports.confusion_text(report))
     if config.out is not None:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
         config.out.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     return report

@@ -14,7 +14,7 @@ import tyro
 from pydantic import Field, field_validator, model_validator
 
 from jaxptft.recipes import report as reports
-from jaxptft.recipes import run_folder
+from jaxptft.recipes import run_folder, runtime
 from jaxptft.recipes.settings import Settings
 
 
@@ -65,6 +65,8 @@ class Config(Settings):
     on_bad_row: Literal["error", "skip"] = "error"
     max_length: int = Field(default=128, ge=3)
     """longer texts are cut to this many tokens, and counted"""
+    length_buckets: int = Field(default=6, ge=1)
+    """how many lengths batches are padded to: each is one more program to compile, and less padding"""
     steps: int | None = Field(default=None, ge=1)
     """optimizer steps; in place of epochs"""
     epochs: float | None = Field(default=None, gt=0)
@@ -78,7 +80,7 @@ class Config(Settings):
     freeze: str = "none"
     """none, backbone (train the head alone), all-but-top-K, or path patterns separated by commas"""
     l2_to_pretrained: float = Field(default=0.0, ge=0)
-    """weight of ||theta - theta_pretrained||^2 over the trainable parameters that were imported"""
+    """weight of ||theta - theta_pretrained||^2 over the trainable parameters of the imported backbone"""
     from_scratch: bool = False
     """the same architecture with fresh parameters, for comparison"""
     dropout: float | None = Field(default=None, ge=0, lt=1)
@@ -118,7 +120,8 @@ class Config(Settings):
     @field_validator("freeze", mode="before")
     @classmethod
     def _joined(cls, value: Any) -> Any:
-        return ",".join(value) if isinstance(value, list | tuple) else value
+        listed = isinstance(value, list | tuple) and all(isinstance(pattern, str) for pattern in value)
+        return ",".join(value) if listed else value
 
     @model_validator(mode="after")
     def _one_length(self) -> "Config":
@@ -147,11 +150,19 @@ def run(config: Config, *, name: str = "finetune", say: Callable[[str], None] = 
     step; `train.Stopped` after saving when SIGTERM or Ctrl-C asks for it.
     """
     from jaxptft.recipes.classifier_run import ClassifierRun
-    from jaxptft.train import StopFlag
+    from jaxptft.train import StopFlag, Stopped
 
-    run_folder.claim(config.out, config, resume=config.resume, overwrite=config.overwrite)
+    runtime.keep_compiled_programs()
+    claim = {"resume": config.resume, "overwrite": config.overwrite}
+    run_folder.check(config.out, config, **claim)
     with StopFlag() as stop:
-        work = ClassifierRun(config, name=name, say=say, stop=stop)
+        try:
+            work = ClassifierRun(config, name=name, say=say, stop=stop)
+        except Stopped:
+            run_folder.claim(config.out, config, **claim)  # so that --resume finds what to do
+            raise
+        # Only now: a mistake in the data or the model must neither take the folder nor cost the run that is in it.
+        run_folder.claim(config.out, config, **claim)
         began = time.perf_counter()
         loop = work.train()
         seconds = time.perf_counter() - began

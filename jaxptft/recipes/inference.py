@@ -21,6 +21,8 @@ class Classifier:
         folder, checkpoint = open_model(model, family=family, allow_bin=allow_bin)
         if "classifier" not in checkpoint.params or not checkpoint.labels:
             raise ValueError(f"{model} has no classification head; fine-tune it first (jaxptft finetune)")
+        if checkpoint.extras.absent:
+            raise ValueError(f"{model} lacks {checkpoint.extras.absent[0]}; fine-tune it first (jaxptft finetune)")
         self.names = tuple(checkpoint.labels)
         self.tokenizer = data.load_tokenizer(folder)
         self.config = checkpoint.config
@@ -38,7 +40,10 @@ class Classifier:
         max_length: int = 128,
         say: Callable[[str], None] = print,
     ) -> Float[np.ndarray, "rows classes"]:
-        """The logits of each row, in the order of the rows; says how many texts were cut."""
+        """The logits of each row, in the order of the rows; says how many texts were cut.
+
+        Raises FloatingPointError where they are not finite.
+        """
         max_length = min(max_length, self.config.positions)
         tokenized = data.tokenize(table, self.tokenizer, max_length)
         data.check_tokens(tokenized, self.config.vocab_size)
@@ -56,4 +61,11 @@ class Classifier:
             evaluation = train.evaluate(
                 self._evaluator, self._params, {}, None, stream(), place=lambda batch: train.shard(batch, self._mesh)
             )
-        return jax.device_get(evaluation.predictions["logits"])
+        logits = jax.device_get(evaluation.predictions["logits"])
+        broken = np.flatnonzero(~np.isfinite(logits).all(-1))
+        if len(broken):
+            row = table.rows[broken[0]]
+            raise FloatingPointError(
+                f"{table.source}, row {row}: the model gives NaN or infinity; its weights are broken"
+            )
+        return logits

@@ -60,5 +60,5 @@ def _from_hub(name: str) -> Path:
         try:
             return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
         except Exception as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise FileNotFoundError(f"{name} is no folder, and the hub did not give it: {reason}") from None

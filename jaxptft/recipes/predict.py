@@ -40,9 +40,15 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
 
     from jaxptft import data
     from jaxptft.recipes.inference import Classifier
+    from jaxptft.recipes.runtime import keep_compiled_programs
 
+    if config.out.is_dir():
+        raise IsADirectoryError(f"{config.out} is a folder; choose a file for --out")
     if config.out.exists() and not config.overwrite:
         raise FileExistsError(f"{config.out} exists; choose another --out, or pass --overwrite")
+    if config.out.exists() and config.out.resolve() == Path(config.data).resolve():
+        raise ValueError(f"--out and --data are both {config.out}; choose another --out")
+    keep_compiled_programs()
     classifier = Classifier(config.model, family=config.family, allow_bin=config.allow_bin)
     columns = data.Columns(config.columns.text, config.columns.pair)
     table = data.read_table(config.data, columns=columns, labelled=False, on_bad_row=config.on_bad_row)
@@ -50,15 +56,15 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
     probabilities = softmax(logits.astype("float64"), axis=-1)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = config.out.with_name(f".{config.out.name}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        for row, values in zip(table.rows.tolist(), probabilities, strict=True):
-            line = {
-                "row": row,
-                "label": classifier.names[int(values.argmax())],
-                "probabilities": {name: round(float(p), 6) for name, p in zip(classifier.names, values, strict=True)},
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    unfinished.replace(config.out)
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            for row, values in zip(table.rows.tolist(), probabilities, strict=True):
+                by_name = {name: round(float(p), 6) for name, p in zip(classifier.names, values, strict=True)}
+                line = {"row": row, "label": classifier.names[int(values.argmax())], "probabilities": by_name}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        unfinished.replace(config.out)
+    finally:
+        unfinished.unlink(missing_ok=True)
     skipped = f", {table.report.skipped} bad rows skipped" if table.report.skipped else ""
     say(f"{len(table)} predictions in {config.out}{skipped}")
     return config.out

@@ -74,10 +74,17 @@ def plot_confusion(path: Path, report: Report) -> None:
     from matplotlib.figure import Figure
     from sklearn.metrics import ConfusionMatrixDisplay
 
-    side = 3.0 + 0.5 * len(report.names)
+    # Hundreds of classes would need more pixels than a picture may have: from some number on, colours must do.
+    side, legible = min(3.0 + 0.5 * len(report.names), 20.0), len(report.names) <= 34
     figure = Figure(figsize=(side, side), layout="constrained")
-    display = ConfusionMatrixDisplay(report.confusion, display_labels=report.names)
-    display.plot(ax=figure.subplots(), colorbar=False, cmap="Blues", xticks_rotation=45)  # pyright: ignore[reportArgumentType]
+    axes = figure.subplots()
+    display = ConfusionMatrixDisplay(report.confusion, display_labels=report.names if legible else None)
+    display.plot(ax=axes, include_values=legible, colorbar=False, cmap="Blues", xticks_rotation=45)  # pyright: ignore[reportArgumentType]
+    if legible:
+        for text in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
+            text.set_parse_math(False)  # a class may be called "$\\x$"
+    else:
+        axes.set(xticks=[], yticks=[])
     figure.savefig(path, dpi=150)
 
 

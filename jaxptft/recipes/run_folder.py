@@ -18,31 +18,57 @@ from typing import Any
 from jaxptft.recipes.settings import Settings, read_yaml
 
 CONFIG = "config.yaml"
+_OWN_FOLDERS = ("checkpoints", "model")
+_OWN_FILES = ("metrics.jsonl", "speed.jsonl", "report.json", "report.txt", "history.png", "confusion_*.png")
 _MAY_CHANGE = ("out", "resume", "overwrite", "checkpoint_every", "keep_checkpoints")
+_READ = ("model", "train", "eval", "test")
+
+
+def check(folder: Path, config: Settings, *, resume: bool, overwrite: bool) -> None:
+    """Refuse, before anything is computed or deleted, what `claim` would refuse."""
+    recorded = folder / CONFIG
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; choose a folder for the run")
+    if resume:
+        if not recorded.is_file():
+            raise FileNotFoundError(f"{folder} holds no run to resume; leave out --resume to start one")
+        _same(read_yaml(recorded), config.model_dump(mode="json"), str(recorded))
+    elif not folder.exists() or not any(folder.iterdir()):
+        return
+    elif not _is_run(recorded, config):
+        raise FileExistsError(f"{folder} is not empty and holds no run; choose another --out")
+    elif not overwrite:
+        raise FileExistsError(f"{folder} already holds a run; continue it with --resume, or choose another --out")
+    else:
+        for name in _READ:
+            value = getattr(config, name, None)
+            if value and Path(value).exists() and Path(value).resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"{name} is {value}, in the folder that --overwrite clears; choose another --out")
 
 
 def claim(folder: Path, config: Settings, *, resume: bool, overwrite: bool) -> None:
     """Make `folder` this run's, or see that it already is.
 
     A folder that holds a run is refused (FileExistsError) unless `resume`, which demands the same config (ValueError
-    naming the first key that differs), or `overwrite`, which deletes it. Any other folder must be empty or new.
+    naming the first key that differs), or `overwrite`, which deletes what the run wrote and nothing else. Any other
+    folder must be empty or new.
     """
-    recorded = folder / CONFIG
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; choose a folder for the run")
-    if recorded.is_file() and resume:
-        _same(read_yaml(recorded), config.model_dump(mode="json"), str(recorded))
-        return
+    check(folder, config, resume=resume, overwrite=overwrite)
     if resume:
-        raise FileNotFoundError(f"{folder} holds no run to resume; leave out --resume to start one")
-    if recorded.is_file() and overwrite:
-        shutil.rmtree(folder)
-    elif recorded.is_file():
-        raise FileExistsError(f"{folder} already holds a run; continue it with --resume, or choose another --out")
-    elif folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty and holds no run; choose another --out")
+        return
+    recorded = folder / CONFIG
+    if recorded.is_file():
+        for name in _OWN_FOLDERS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for pattern in _OWN_FILES:
+            for file in folder.glob(pattern):
+                file.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    recorded.write_text(config.to_yaml(), encoding="utf-8")
+    # Beside the folder first: half a config would be resumed, and a leftover in the folder would not be empty.
+    unfinished = folder.absolute().with_name(f".{folder.absolute().name}.{CONFIG}")
+    values = config.model_copy(update={"resume": False, "overwrite": False})
+    unfinished.write_text(values.to_yaml(), encoding="utf-8")
+    unfinished.replace(recorded)
 
 
 def check_same(recorded: Mapping[str, Any], current: Mapping[str, Any], folder: Path) -> None:
@@ -67,6 +93,17 @@ def environment() -> dict[str, Any]:
         "nproc": os.environ.get("NPROC"),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
+
+
+def _is_run(recorded: Path, config: Settings) -> bool:
+    """Whether the file is a run's config, and not the config.yaml of something else."""
+    if not recorded.is_file():
+        return False
+    try:
+        values = read_yaml(recorded)
+    except ValueError:
+        return False
+    return {"model", "train", "out", "learning_rate"} <= values.keys() <= type(config).model_fields.keys()
 
 
 def _same(recorded: Mapping[str, Any], current: Mapping[str, Any], source: str, prefix: str = "") -> None:

@@ -3,10 +3,10 @@
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 S = TypeVar("S", bound="Settings")
 
@@ -14,7 +14,18 @@ S = TypeVar("S", bound="Settings")
 class Settings(BaseModel):
     """A frozen set of values; an unknown key is an error that names the nearest one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_from_a_boolean(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic would take `steps: yes` for 1.
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
+            raise ValueError("Input should be a number")
+        return value
 
     def to_yaml(self) -> str:
         """The resolved values as YAML that `from_mapping(read_yaml(...))` reads back."""
@@ -42,14 +53,18 @@ def build(kind: type[S], values: Mapping[str, Any], *, source: str = "the config
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; ValueError naming the file (and line) when it holds anything else."""
+    content = Path(path).read_bytes()
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        values = yaml.safe_load(content.decode("utf-8"))
+    except Exception as error:  # besides YAMLError: odd dates, numbers, tags and nesting fail in many ways
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is not YAML: {reason}") from None
     if values is None:
         return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}; expected a mapping of keys to values")
+    if strange := [key for key in values if not isinstance(key, str)]:
+        raise ValueError(f"{path}: the key {strange[0]!r} is a {type(strange[0]).__name__}; expected a name")
     return values
 
 

@@ -3,7 +3,7 @@
     step_00000120/
         arrays/          the tree, written by Orbax
         meta.json        what belongs to it: loop state, fingerprints, versions
-        manifest.json    SHA-256 and size of every other file, written last
+        manifest.json    SHA-256 and size of every other file, and of this list itself, written last
 
 A step is written under a temporary name, synced, and renamed; it is deleted by renaming first. Orbax alone restores
 flipped bits without a word, so every restore checks the manifest, and falls back to the newest step that is good.
@@ -14,10 +14,13 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +41,8 @@ class CheckpointStore:
 
     Args:
         folder: made when the first checkpoint is saved.
-        keep: how many of the newest steps stay; older ones are deleted after a save. None keeps all.
+        keep: how many steps stay, the one just saved and those before it; older ones are deleted after a save. None
+            keeps all.
     """
 
     def __init__(self, folder: str | Path, *, keep: int | None = 2):
@@ -51,8 +55,8 @@ class CheckpointStore:
         """The steps that are listed, ascending; whether each is undamaged shows when it is restored."""
         if not self.folder.is_dir():
             return []
-        found = (entry.name.removeprefix(_PREFIX) for entry in self.folder.glob(f"{_PREFIX}*"))
-        return sorted(int(name) for name in found if name.isdigit())
+        found = [(entry, entry.name.removeprefix(_PREFIX)) for entry in self.folder.glob(f"{_PREFIX}*")]
+        return sorted(int(name) for entry, name in found if name.isdecimal() and self._path(int(name)) == entry)
 
     def save(self, step: int, tree: PyTree, meta: dict[str, Any]) -> Path:
         """Write `tree` and `meta` as `step`, replacing a checkpoint of the same step; then drop what is too old.
@@ -70,13 +74,15 @@ class CheckpointStore:
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
-        if final.exists():
-            self._delete(final)
+        replaced = self._doom(final) if final.exists() else None
         unfinished.rename(final)
         _sync(self.folder)
+        if replaced is not None:
+            shutil.rmtree(replaced)
         if self.keep is not None:
-            for old in self.steps()[: -self.keep]:
-                self._delete(self._path(old))
+            # Later steps may be left of a run that went back to this one: they must not push out what is needed now.
+            for old in [listed for listed in self.steps() if listed <= step][: -self.keep]:
+                shutil.rmtree(self._doom(self._path(old)))
         return final
 
     def restore(self, like: PyTree, *, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]]:
@@ -108,18 +114,24 @@ class CheckpointStore:
 
     def clean(self) -> None:
         """Remove what a killed save or deletion left behind."""
-        if self.folder.is_dir():
-            for prefix in (_UNFINISHED, _DOOMED):
-                for leftover in self.folder.glob(f"{prefix}*"):
-                    shutil.rmtree(leftover)
+        if not self.folder.is_dir():
+            return
+        for doomed in self.folder.glob(f"{_DOOMED}*"):
+            name = doomed.name.removeprefix(_DOOMED)
+            unfinished, final = self.folder / f"{_UNFINISHED}{name}", self.folder / name
+            if unfinished.exists() and not final.exists():  # killed between the two renames of a replacement
+                with suppress(DamagedCheckpoint):
+                    verify(unfinished)
+                    unfinished.rename(final)
+        for prefix in (_UNFINISHED, _DOOMED):
+            for leftover in self.folder.glob(f"{prefix}*"):
+                shutil.rmtree(leftover)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{_PREFIX}{step:08d}"
 
-    def _delete(self, path: Path) -> None:
-        doomed = self.folder / f"{_DOOMED}{path.name}"
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+    def _doom(self, path: Path) -> Path:
+        return path.rename(self.folder / f"{_DOOMED}{path.name}")
 
 
 def verify(path: Path) -> None:
@@ -127,17 +139,25 @@ def verify(path: Path) -> None:
 
     Raises DamagedCheckpoint, naming the first file that is missing, added or changed.
     """
+    manifest = path / "manifest.json"
     try:
-        expected = json.loads((path / "manifest.json").read_text())["files"]
+        written = manifest.read_text()
+        expected = json.loads(written)["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpoint(f"{path / 'manifest.json'} cannot be read ({error})") from error
+        raise DamagedCheckpoint(f"{manifest} cannot be read ({error})") from error
+    if not isinstance(expected, dict) or written != _manifest_text(expected):
+        raise DamagedCheckpoint(f"{manifest} has changed since it was written (SHA-256 differs)")
     present = set(_files(path))
     if missing := sorted(set(expected) - present):
         raise DamagedCheckpoint(f"{path / missing[0]} is missing")
     if added := sorted(present - set(expected)):
         raise DamagedCheckpoint(f"{path / added[0]} is not in the manifest")
     for name, entry in expected.items():
-        if _sha256(path / name) != entry["sha256"]:
+        try:
+            found = _sha256(path / name)
+        except OSError as error:
+            raise DamagedCheckpoint(f"{path / name} cannot be read ({error})") from error
+        if found != entry["sha256"]:
             raise DamagedCheckpoint(f"{path / name} has changed since it was written (SHA-256 differs)")
 
 
@@ -145,7 +165,7 @@ def fingerprint(tree: PyTree) -> str:
     """The SHA-256 of a tree's paths, dtypes, shapes and bytes, in hexadecimal."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
+        array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
         digest.update(f"{jax.tree_util.keystr(path)}|{array.dtype}|{array.shape}|".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
@@ -158,9 +178,10 @@ def _write_arrays(path: Path, tree: PyTree) -> None:
     for names, leaf in _named_leaves(tree):
         node = nested
         for name in names[:-1]:
-            node = node.setdefault(name, {})
-        node[names[-1]] = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-    ocp.PyTreeCheckpointer().save(path, nested)
+            node = node.setdefault(_escaped(name), {})
+        node[_escaped(names[-1])] = _stored(leaf)
+    with _os_errors(path):
+        ocp.PyTreeCheckpointer().save(path, nested)
 
 
 def _read_arrays(path: Path, like: PyTree) -> PyTree:
@@ -171,7 +192,8 @@ def _read_arrays(path: Path, like: PyTree) -> PyTree:
     restore_args = jax.tree.map(
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree, is_leaf=lambda node: hasattr(node, "shape")
     )
-    saved = {tuple(n): leaf for n, leaf in _named_leaves(reader.restore(path, restore_args=restore_args))}
+    found = _named_leaves(reader.restore(path, restore_args=restore_args))
+    saved = {tuple(unquote(name) for name in names): leaf for names, leaf in found}
     expected = {tuple(names): leaf for names, leaf in _named_leaves(like)}
     for names in [*saved, *expected]:
         where = "/".join(names)
@@ -179,8 +201,7 @@ def _read_arrays(path: Path, like: PyTree) -> PyTree:
             raise ValueError(f"the checkpoint {path.parent} holds {where}, which this run does not have")
         if names not in saved:
             raise ValueError(f"the checkpoint {path.parent} lacks {where}, which this run needs")
-        want = jax.random.key_data(expected[names]) if _is_key(expected[names]) else expected[names]
-        got = saved[names]
+        want, got = _stored(expected[names]), saved[names]
         if (got.shape, got.dtype) != (want.shape, want.dtype):
             raise ValueError(
                 f"{where} is {got.dtype}{list(got.shape)} in the checkpoint {path.parent}; "
@@ -189,10 +210,12 @@ def _read_arrays(path: Path, like: PyTree) -> PyTree:
 
     leaves = []
     for names, leaf in _named_leaves(like):
-        value = jnp.array(saved[tuple(names)], copy=True)
+        value: Any = saved[tuple(names)]
+        if not isinstance(leaf, np.ndarray | np.generic):  # these stay NumPy's: JAX would cut 64 bits to 32
+            value = jnp.array(value, copy=True)
         if _is_key(leaf):
-            value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))
-        leaves.append(jax.device_put(value, leaf.sharding) if isinstance(leaf, jax.Array) else value)
+            value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))  # pyright: ignore[reportArgumentType]
+        leaves.append(jax.device_put(value, leaf.sharding) if isinstance(leaf, jax.Array) and leaf.committed else value)
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -205,15 +228,47 @@ def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def _stored(leaf: Any) -> Any:
+    """A leaf as it is written: keys as their numbers, Python's scalars as the arrays JAX makes of them."""
+    if _is_key(leaf):
+        return jax.random.key_data(leaf)
+    return jnp.asarray(leaf) if type(leaf) in (bool, int, float, complex) else leaf
+
+
+def _escaped(name: str) -> str:
+    """Orbax joins names with dots: unescaped, `{"a.b": x}` and `{"a": {"b": y}}` would be written over each other."""
+    return name.replace("%", "%25").replace(".", "%2E")
+
+
+@contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    """Orbax reports a full disk as a ValueError, after logging a traceback for each of its threads."""
+    absl = logging.getLogger("absl")
+    before, absl.disabled = absl.disabled, True
+    try:
+        yield
+    except ValueError as error:
+        if code := re.search(r"os_error_code='(\d+)'", str(error)):
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+        raise
+    finally:
+        absl.disabled = before
+
+
 def _write_manifest(path: Path) -> None:
     files = {name: {"sha256": _sha256(path / name), "bytes": (path / name).stat().st_size} for name in _files(path)}
     for name in files:
         _sync(path / name)
     manifest = path / "manifest.json"
-    manifest.write_text(json.dumps({"files": files}, indent=1, sort_keys=True))
+    manifest.write_text(_manifest_text(files))
     _sync(manifest)
     for folder in [*(p for p in path.rglob("*") if p.is_dir()), path]:
         _sync(folder)
+
+
+def _manifest_text(files: dict[str, Any]) -> str:
+    own = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"files": files, "sha256": own}, indent=1, sort_keys=True)
 
 
 def _files(path: Path) -> list[str]:

@@ -96,12 +96,13 @@ def fit(
         checkpoints: gets the whole state, `meta`, and the loop's own state.
         best: gets the parameters of the best evaluation so far.
         loop: from the checkpoint, when resuming; `journal` must have been rewound to the same step.
-        learning_rate: of a step; logged beside the means.
+        learning_rate: of an optimizer step, counted from 0; logged beside the means. Skipped steps move no schedule, so
+            the count is of the others.
 
     Raises `Stopped`, after saving, when `stop` is set; FloatingPointError, after saving, when `skipped_limit` steps in
     a row were not finite; ValueError when `schedule.monitor` is not among the evaluation's metrics.
     """
-    stop = stop or StopFlag()
+    stop = StopFlag() if stop is None else stop  # not `or`: a flag that is not set is false
     loop = loop or LoopState()
     now = int(state.step)
     pending: deque[tuple[int, int, dict[str, Mean]]] = deque()
@@ -111,26 +112,30 @@ def fit(
         while len(pending) > keep:
             number, examples, metrics = pending.popleft()
             values = {name: (float(mean.total), float(mean.count)) for name, mean in jax.device_get(metrics).items()}
-            _count(loop, values)
+            _count(loop, values, schedule.skipped_limit)
             clock.examples += examples
             if progress is not None:
                 progress.update(number, values["loss"][0], examples)
             if schedule.due(schedule.log_every, number):
-                entries = {name: total / count for name, (total, count) in sorted(loop.window.items()) if count}
-                rate = {} if learning_rate is None else {"learning_rate": float(learning_rate(number - 1))}
-                journal.write(number, kind="train", **entries, **rate)
+                means = {name: total / count for name, (total, count) in sorted(loop.window.items()) if count}
+                if learning_rate is not None:
+                    means["learning_rate"] = float(learning_rate(max(0, number - loop.skipped - 1)))
+                journal.write(number, kind="train", **_finite(means))
                 loop.window = {}
                 clock.write(number)
 
     def save() -> None:
+        nonlocal saved
         absorb(0)
-        checkpoints.save(now, state, {**(meta or {}), "loop": asdict(loop)})
+        if saved != (now, asdict(loop)):
+            checkpoints.save(now, state, {**(meta or {}), "loop": asdict(loop)})
+            saved = (now, asdict(loop))
 
     def judge() -> None:
-        metrics = evaluate(state)
+        metrics = {name: float(value) for name, value in evaluate(state).items()}
         if schedule.monitor not in metrics:
             raise ValueError(f"monitor is {schedule.monitor!r}, which evaluation does not report: {sorted(metrics)}")
-        finite = {name: value for name, value in metrics.items() if np.isfinite(value)}
+        finite = _finite(metrics)
         journal.write(now, kind="evaluation", **finite)
         value = metrics[schedule.monitor]
         if _better(value, loop.best, schedule.higher_is_better):
@@ -143,8 +148,13 @@ def fit(
             shown = "  ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
             progress.note(f"{progress.name}: step {now}  {shown}" + ("  (best)" if loop.best_step == now else ""))
 
-    saved = now
+    saved = (now, asdict(loop)) if now in checkpoints.steps() else None
+    if loop.evaluated_step != now:
+        journal.forget(now, "evaluation")  # of a run that was killed after it, and before it was saved again
     while True:
+        unjudged = schedule.due(schedule.evaluate_every, now) and loop.evaluated_step != now
+        if unjudged:
+            absorb(0)
         if loop.skipped_in_a_row >= schedule.skipped_limit:
             save()
             raise FloatingPointError(
@@ -152,17 +162,15 @@ def fit(
                 "parameters are those of the last finite step; lower the learning rate or look at the data"
             )
         try:
-            if schedule.due(schedule.evaluate_every, now) and loop.evaluated_step != now:
-                absorb(0)
+            if unjudged:
                 judge()
         except Stopped:
             save()
             raise
         impatient = schedule.patience is not None and loop.evaluations_without_gain >= schedule.patience
         loop.finished = now >= schedule.steps or impatient
-        if (schedule.due(schedule.checkpoint_every, now) and saved != now) or loop.finished or stop:
+        if schedule.due(schedule.checkpoint_every, now) or loop.finished or stop:
             save()
-            saved = now
         if loop.finished:
             return state, loop
         stop.raise_if_set()
@@ -173,17 +181,21 @@ def fit(
         absorb(_IN_FLIGHT)
 
 
-def _count(loop: LoopState, values: dict[str, tuple[float, float]]) -> None:
+def _count(loop: LoopState, values: dict[str, tuple[float, float]], limit: int) -> None:
     if values["skipped"][0]:
         loop.skipped += 1
         loop.skipped_in_a_row += 1
         values = {"skipped": values["skipped"]}
-    else:
+    elif loop.skipped_in_a_row < limit:  # once reached it stays, whatever the steps in flight came to
         loop.skipped_in_a_row = 0
     for name, (total, count) in values.items():
         sums = loop.window.setdefault(name, [0.0, 0.0])
         sums[0] += total
         sums[1] += count
+
+
+def _finite(means: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in means.items() if np.isfinite(value)}
 
 
 def _better(value: float, best: float | None, higher_is_better: bool) -> bool:

@@ -32,11 +32,11 @@ class Progress:
         self._printed = time.perf_counter()
         if self.console.is_terminal:
             self._bars = Bars(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("loss {task.fields[loss]:.4f}"),
-                TextColumn("{task.fields[rate]:.0f} {task.fields[unit]}/s"),
+                TextColumn("{task.fields[rate]:.0f} {task.fields[unit]}/s", markup=False),
                 TimeRemainingColumn(),
                 console=self.console,
             )
@@ -67,7 +67,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line that stays, above the bar."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def rate(self) -> float:
         """Examples a second over the last steps."""

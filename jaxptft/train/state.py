@@ -33,17 +33,21 @@ def create_state(
     """The state before the first step.
 
     Args:
-        params: with imported weights already in; the leaves are copied, so that a later step may donate the state's
-            buffers without touching the caller's.
+        params: with imported weights already in; every leaf of the state is copied, so that a later step may donate its
+            buffers without touching the caller's, and even where an optimizer starts from the parameters themselves.
         batch: any training batch; `objective.start` may look at its shapes.
         trainable: True at each leaf of `params` that learns.
     """
-    params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    params = _copied(params)
     learnt, _ = partition(params, trainable)
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(learnt),
-        objective_state=objective.start(params, batch),
+        opt_state=_copied(optimizer.init(learnt)),
+        objective_state=_copied(objective.start(params, batch)),
         rng=jax.random.clone(rng),
     )
+
+
+def _copied(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)

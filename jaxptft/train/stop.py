@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import FrameType
 
 
@@ -21,12 +22,15 @@ class Stopped(Exception):
 class StopFlag:
     """A context manager that turns the first SIGTERM or SIGINT into a flag; the second ends the process at once.
 
+    Python runs signal handlers in the main thread alone, and not before a long call into compiled code returns; so the
+    second signal is seen by a thread that reads the descriptor to which Python writes the number of every signal.
     Outside the main thread, where Python allows no signal handlers, the flag can still be set with `request`.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self._previous: dict[int, object] = {}
+        self._wakeup: tuple[int, int] | None = None  # ours, and the one before it
 
     def request(self, signum: int = signal.SIGTERM) -> None:
         """Ask for a stop, as the signal would."""
@@ -45,15 +49,33 @@ class StopFlag:
             try:
                 self._previous[signum] = signal.signal(signum, self._handle)
             except ValueError:  # not the main thread
-                break
+                return self
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        self._wakeup = write, signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(read, self._wakeup[1]), name="stop-flag", daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
+        if self._wakeup is not None:
+            write, before = self._wakeup
+            signal.set_wakeup_fd(before)
+            os.close(write)  # which ends the thread
+            self._wakeup = None
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)  # pyright: ignore[reportArgumentType]
         self._previous.clear()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None:
-            os._exit(128 + signum)
         self.signum = signum
+
+    def _watch(self, read: int, before: int) -> None:
+        asked = self.signum is not None
+        with os.fdopen(read, "rb", buffering=0) as signals:
+            while number := signals.read(1):
+                if before != -1:
+                    os.write(before, number)  # whoever listened before us hears it too
+                if number[0] in (signal.SIGTERM, signal.SIGINT):
+                    if asked:
+                        os._exit(128 + number[0])
+                    asked = True

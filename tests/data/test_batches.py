@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -303,3 +305,29 @@ def test_text_to_batches(tokenizer, sentences_of):
         np.testing.assert_array_equal(
             batch["label"][batch["valid"]], batch["ids"][batch["valid"]] % 2
         )  # labels alternate
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30), count=st.integers(1, 4))
+def test_fitted_buckets_pad_as_little_as_the_best_choice_by_trying_all(lengths, count):
+    lengths = np.array(lengths)
+    most = -(-lengths.max() // 8)
+
+    def padded(widths):
+        return np.array(widths)[np.searchsorted(widths, lengths)].sum()
+
+    choices = (
+        [*(8 * width for width in chosen), 8 * most]
+        for size in range(min(count, most))
+        for chosen in itertools.combinations(range(1, most), size)
+    )
+    found = data.fitted_buckets(lengths, count)
+    assert len(found) <= count
+    assert found[-1] == 8 * most
+    assert padded(found) == min(map(padded, choices))
+
+
+@pytest.mark.parametrize("lengths, count", [([], 1), ([3], 0)])
+def test_fitted_buckets_need_rows_and_a_width(lengths, count):
+    with pytest.raises(ValueError, match="expected at least one of each"):
+        data.fitted_buckets(np.array(lengths, np.int64), count)
