@@ -7,7 +7,7 @@ run that was killed anywhere and resumed does what the run that was not killed d
 import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,7 @@ def fit(
         batch = batch_at(now)
         state, metrics = step(state, constants, place(batch))
         now += 1
-        pending.append((now, int(np.sum(batch["valid"])), metrics))
+        pending.append((now, _examples(batch), metrics))
         absorb(_IN_FLIGHT)
 
 
@@ -192,6 +192,13 @@ def _count(loop: LoopState, values: dict[str, tuple[float, float]], limit: int) 
         sums = loop.window.setdefault(name, [0.0, 0.0])
         sums[0] += total
         sums[1] += count
+
+
+def _examples(batch: Batch) -> int:
+    """Valid rows, over all sources where the batch holds several."""
+    if "valid" in batch:
+        return int(np.sum(batch["valid"]))
+    return sum(_examples(part) for part in batch.values() if isinstance(part, Mapping))
 
 
 def _finite(means: dict[str, float]) -> dict[str, float]:

@@ -4,7 +4,7 @@ Global-view `jit` over a mesh is the default: the batch is sharded along `data`,
 looks across the batch is global by itself. `pmap_step` is an adapter over the same step for code built on `pmap`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,8 +39,10 @@ def pad_rows(batch: Batch, multiple: int) -> Batch:
     """The batch with rows that count for nothing added, up to a multiple of `multiple`.
 
     Added rows repeat the last one with `valid` False and `ids` -1. A batch without `valid` that needs padding is a
-    ValueError, since its added rows would count.
+    ValueError, since its added rows would count. Where the batch holds several sources, each is padded.
     """
+    if batch and all(isinstance(part, Mapping) for part in batch.values()):
+        return {name: pad_rows(dict(part), multiple) for name, part in batch.items()}
     rows = len(jax.tree.leaves(batch)[0])
     missing = -rows % multiple
     if not missing:

@@ -3,7 +3,10 @@
 import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
@@ -45,11 +48,12 @@ class StopFlag:
             raise Stopped(self.signum)
 
     def __enter__(self) -> "StopFlag":
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in _SIGNALS:
             try:
                 self._previous[signum] = signal.signal(signum, self._handle)
             except ValueError:  # not the main thread
                 return self
+        _active.append(self)
         read, write = os.pipe()
         os.set_blocking(write, False)
         self._wakeup = write, signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -65,8 +69,12 @@ class StopFlag:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)  # pyright: ignore[reportArgumentType]
         self._previous.clear()
+        if self in _active:
+            _active.remove(self)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            os._exit(128 + signum)
         self.signum = signum
 
     def _watch(self, read: int, before: int) -> None:
@@ -74,8 +82,33 @@ class StopFlag:
         with os.fdopen(read, "rb", buffering=0) as signals:
             while number := signals.read(1):
                 if before != -1:
-                    os.write(before, number)  # whoever listened before us hears it too
-                if number[0] in (signal.SIGTERM, signal.SIGINT):
+                    with suppress(OSError):
+                        os.write(before, number)  # whoever listened before us hears it too
+                if number[0] in _SIGNALS:
                     if asked:
                         os._exit(128 + number[0])
                     asked = True
+
+
+_active: list[StopFlag] = []
+_forking = threading.local()
+
+
+# A forked worker that is told to stop must stop, and its signals are not its parent's. Those that come while it still
+# has the parent's handlers wait.
+def _before_fork() -> None:
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS if _active else ())
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _after_fork_in_child() -> None:
+    for flag in reversed(_active[:]):
+        flag.__exit__()
+    _after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

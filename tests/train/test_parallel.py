@@ -15,6 +15,12 @@ def test_padding_rows_count_for_nothing_and_the_given_batch_is_left_alone():
     assert train.pad_rows(batch, 5) is batch
 
 
+def test_every_source_of_a_batch_is_padded():
+    padded = train.pad_rows({"task": {"valid": np.ones(3, bool)}, "other": {"valid": np.ones(4, bool)}}, 4)
+    assert padded["task"]["valid"].tolist() == [True] * 3 + [False]
+    assert padded["other"]["valid"].tolist() == [True] * 4
+
+
 def test_a_batch_that_cannot_be_padded_is_refused():
     with pytest.raises(ValueError, match="5 rows does not split over 8 devices and has no 'valid' mask"):
         train.shard({"x": np.arange(5)}, train.make_mesh())
