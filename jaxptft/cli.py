@@ -51,12 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if type(error).__name__ != "Stopped":
             raise
-        print(f"jaxptft: {error}; continue with --resume", file=sys.stderr)
+        hint = "; continue with --resume" if name == "finetune" else ""
+        print(f"jaxptft: {error}{hint}", file=sys.stderr)
         return error.exit_code  # pyright: ignore[reportAttributeAccessIssue]
     return 0
 
 
 def _run(command: Command, name: str, flags: list[str]) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows each line when it is said
     module = importlib.import_module(command.module)
     config = _parse(getattr(module, command.config), name, flags)
     getattr(module, command.run)(config)
@@ -135,11 +138,11 @@ def _take(flags: list[str], name: str) -> tuple[str | None, list[str]]:
 def _plain(boxed: str, kind: Any) -> str:
     """The words in tyro's box, on one line, and those of pydantic in them without their frame."""
     words = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
-    if "─ Required options ─" in words:
+    if "Required options" in words:
         return f"{', '.join(_positional(kind)).upper()} must be given"
-    words = re.sub(r"╭.*╮", "", words)  # the box's title
-    lines = (re.sub(r"[╭╮╰╯─│]+", " ", line).strip() for line in words.splitlines())
-    kept = [line for line in lines if line and not line.startswith("For full helptext")]
+    # The box is drawn with +, - and | where the terminal knows no better.
+    lines = (line.strip(" │|") for line in words.splitlines() if not re.match(r"[╭╰+]", line))
+    kept = [line for line in lines if line.strip("─-") and not line.startswith("For full helptext")]
     told = " ".join(" ".join(kept).split()).partition(" Argument helptext")[0]
     validation = r"Error parsing (\S+): \d+ validation errors? for \w+ (.*?) \[type=\w+, input_value=(.*?), input_type="
     if found := re.search(validation, told):

@@ -41,7 +41,13 @@ def write_native(folder: str | Path, checkpoint: Checkpoint, *, overwrite: bool 
         (staging / WEIGHTS).write_bytes(weights)
         for file in checkpoint.tokenizer_files:
             shutil.copyfile(file, staging / file.name)
+        # transformers chooses a tokenizer's class by the model's type.
+        (staging / "config.json").write_text(json.dumps(_config_fields(checkpoint), indent=2) + "\n", encoding="utf-8")
         (staging / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def _config_fields(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"model_type": checkpoint.family, **checkpoint.extras.fields}
 
 
 def read_native(folder: str | Path) -> Checkpoint:

@@ -14,6 +14,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "spiece.model",
+    "tokenizer.model",
     "sentencepiece.bpe.model",
     "chat_template.jinja",
 )

@@ -5,9 +5,8 @@ from jaxptft.data.batches import Batches, fitted_buckets, length_buckets
 from jaxptft.data.cache import cache_folder
 from jaxptft.data.columns import Columns, infer_columns
 from jaxptft.data.labels import Labels
-from jaxptft.data.prefetch import Prefetch
 from jaxptft.data.sources import split_names
-from jaxptft.data.split import TrainingData, choose_evaluation_split, read_training_data, split
+from jaxptft.data.split import TrainingData, choose_evaluation_split, pick_split, read_training_data, split
 from jaxptft.data.tables import Table, make_table, read_table
 from jaxptft.data.tokenized import (
     Tokenized,
@@ -25,7 +24,6 @@ __all__ = [
     "Batches",
     "Columns",
     "Labels",
-    "Prefetch",
     "Report",
     "Table",
     "Tokenized",
@@ -43,6 +41,7 @@ __all__ = [
     "load_tokenizer",
     "make_table",
     "minilm_folder",
+    "pick_split",
     "read_table",
     "read_training_data",
     "split",

@@ -31,11 +31,14 @@ def length_buckets(max_length: int) -> tuple[int, ...]:
     return (*(width for width in widths if width < max_length), max_length)
 
 
-def fitted_buckets(lengths: Int[np.ndarray, "rows"], count: int, *, multiple: int = 8) -> tuple[int, ...]:
+def fitted_buckets(
+    lengths: Int[np.ndarray, " rows"], count: int, *, multiple: int = 8, most: int | None = None
+) -> tuple[int, ...]:
     """At most `count` widths, multiples of `multiple`, that pad rows of these lengths the least.
 
     Each width is one more program to compile, each padded token one more to compute; the last width takes the longest
-    row. Exact, by dynamic programming over the multiples. Raises ValueError on no rows or a count below 1.
+    row, and is `most` where the multiple would be more. Exact, by dynamic programming over the multiples. Raises
+    ValueError on no rows or a count below 1.
 
     >>> fitted_buckets(np.array([3, 8, 9, 9, 30, 31, 64]), 3)
     (16, 32, 64)
@@ -58,7 +61,7 @@ def fitted_buckets(lengths: Int[np.ndarray, "rows"], count: int, *, multiple: in
         if last > 0 and (not widths or last < widths[-1]):
             widths.append(int(last))
         last = int(previous[last])
-    return tuple(width * multiple for width in reversed(widths))
+    return tuple(min(width * multiple, most or width * multiple) for width in reversed(widths))
 
 
 class Batches:
@@ -87,7 +90,7 @@ class Batches:
     def __init__(
         self,
         tokenized: Tokenized,
-        labels: Int[np.ndarray, "rows"] | Sequence[int] | None = None,
+        labels: Int[np.ndarray, " rows"] | Sequence[int] | None = None,
         *,
         batch_size: int,
         seed: int = 0,
@@ -182,7 +185,7 @@ class Batches:
         return batch
 
 
-def _check_labels(labels: object, rows: int, classes: int | None) -> Int[np.ndarray, "rows"]:
+def _check_labels(labels: object, rows: int, classes: int | None) -> Int[np.ndarray, " rows"]:
     array = np.asarray(labels)
     if array.shape != (rows,):
         raise ValueError(f"labels have shape {array.shape}, expected ({rows},): one for every row")

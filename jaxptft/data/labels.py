@@ -88,7 +88,7 @@ class Labels:
             return cls(tuple(sorted(distinct, key=int)))
         return cls(tuple(sorted(distinct)))
 
-    def encode(self, found: Sequence[str]) -> Int[np.ndarray, "rows"]:
+    def encode(self, found: Sequence[str]) -> Int[np.ndarray, " rows"]:
         """Names to indices, int32; KeyError at a name that is not a class."""
         index = {name: number for number, name in enumerate(self.names)}
         return np.fromiter((index[name] for name in found), np.int32, len(found))

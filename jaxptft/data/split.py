@@ -73,14 +73,14 @@ def split(table: Table, size: float | int, *, seed: int, stratify: bool = True) 
     return table.select(np.flatnonzero(~chosen)), table.select(np.flatnonzero(chosen))
 
 
-def _groups(table: Table) -> Int[np.ndarray, "rows"]:
+def _groups(table: Table) -> Int[np.ndarray, " rows"]:
     numbers: dict[tuple[str, ...], int] = {}
     columns = [table.texts] if table.pairs is None else [table.texts, table.pairs]
     keys = zip(*([" ".join(text.casefold().split()) for text in column] for column in columns), strict=True)
     return np.fromiter((numbers.setdefault(key, len(numbers)) for key in keys), np.int64, len(table))
 
 
-def _apportion(weights: np.ndarray, count: int) -> Int[np.ndarray, "classes"]:
+def _apportion(weights: np.ndarray, count: int) -> Int[np.ndarray, " classes"]:
     """Share `count` in proportion to the weights, in whole numbers, by largest remainders."""
     exact = weights * (count / weights.sum())
     shares = np.floor(exact).astype(np.int64)
@@ -131,6 +131,14 @@ def read_training_data(
     return TrainingData(rest, held, f"{len(held)} rows cut from {table.source}, seed {seed}")
 
 
+def pick_split(source: Any, wanted: str | None = None) -> str | None:
+    """The split of a source to read: the wanted one, or else its validation split, where the source has several.
+
+    None where it has one or none, and needs no choice.
+    """
+    splits = split_names(source)
+    return _pick(splits, wanted or choose_evaluation_split(splits))
+
+
 def _pick(splits: tuple[str, ...], wanted: str | None) -> str | None:
-    """The wanted split where there are several; a source with one split or none needs no choice."""
     return wanted if len(splits) > 1 else None

@@ -22,11 +22,11 @@ class Table:
 
     texts: list[str]
     pairs: list[str] | None
-    labels: Int[np.ndarray, "rows"] | None
+    labels: Int[np.ndarray, " rows"] | None
     names: tuple[str, ...]
     report: Report
     source: str
-    rows: Int[np.ndarray, "rows"]
+    rows: Int[np.ndarray, " rows"]
     keys: list[Any] | None = None  # values of the id column, where one was chosen
 
     def __len__(self) -> int:
@@ -40,7 +40,7 @@ class Table:
         parts += ["single" if self.pairs is None else "pairs", *self.texts, *(self.pairs or ())]
         return fingerprint(parts)
 
-    def select(self, indices: Int[np.ndarray, "chosen"]) -> "Table":
+    def select(self, indices: Int[np.ndarray, " chosen"]) -> "Table":
         """The rows at these positions, in this order."""
         chosen = np.asarray(indices).tolist()
 

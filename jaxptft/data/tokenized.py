@@ -29,9 +29,9 @@ ARRAYS = ("tokens", "offsets", "boundaries")
 class Tokenized:
     """Rows of token ids, of different lengths, end to end. `truncated` counts the rows cut to `max_length`."""
 
-    tokens: Int[np.ndarray, "tokens"]  # int32
-    offsets: Int[np.ndarray, "rows+1"]  # int64
-    boundaries: Int[np.ndarray, "rows"]  # int32; the row's length where it has no second text
+    tokens: Int[np.ndarray, " tokens"]  # int32
+    offsets: Int[np.ndarray, " rows+1"]  # int64
+    boundaries: Int[np.ndarray, " rows"]  # int32; the row's length where it has no second text
     max_length: int
     truncated: int
     pad_id: int
@@ -41,11 +41,11 @@ class Tokenized:
         return len(self.offsets) - 1
 
     @cached_property
-    def lengths(self) -> Int[np.ndarray, "rows"]:
+    def lengths(self) -> Int[np.ndarray, " rows"]:
         """Tokens in each row, special ones included."""
         return np.diff(self.offsets).astype(np.int32)
 
-    def row(self, index: int) -> Int[np.ndarray, "length"]:
+    def row(self, index: int) -> Int[np.ndarray, " length"]:
         """The token ids of one row."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 
 def mean_squared_error(
-    predictions: Float[Array, "batch *outputs"], targets: Float[Array, "batch *outputs"]
+    predictions: Float[Array, " batch *outputs"], targets: Float[Array, " batch *outputs"]
 ) -> Float[Array, " batch"]:
     """Squared error of each example, averaged over all axes but the first; no factor 1/2.
 

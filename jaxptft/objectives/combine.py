@@ -67,7 +67,14 @@ def combine(
             params = merge_params(params, sources[name][1].init(rng, part(batch, name)))
         return params
 
+    def add(entries, more):
+        if repeated := sorted(entries.keys() & more.keys()):
+            raise ValueError(f"two parts of a combination give {repeated[0]!r}; give each its own name")
+        entries |= more
+
     def start(params, batch):
+        if absent := sorted(set(sources) - set(present(batch))):
+            raise KeyError(f"the first batch lacks the sources {absent}; it must hold every one")
         return {name: sources[name][1].start(params, part(batch, name)) for name in present(batch)}
 
     def prepare(params, state, step):
@@ -79,12 +86,13 @@ def combine(
             weight, objective = sources[name]
             own, (own_metrics, state[name]) = objective.loss(params, part(batch, name), scope(context, name))
             scaled = {key: Mean(weight * mean.total, mean.count) for key, mean in own.items()}
-            terms |= prefixed(name, scaled)
-            metrics |= prefixed(name, own_metrics)
+            add(terms, prefixed(name, scaled))
+            add(metrics, prefixed(name, own_metrics))
         for penalty in penalties:
             if context.train:
                 constants = (context.constants or {}).get("penalties", {}).get(penalty.name)
-                terms[penalty.name] = Mean(penalty.loss(params, constants, context.rng), jnp.ones(()))
+                value = penalty.loss(params, constants, context.rng)
+                add(terms, {penalty.name: Mean(value, jnp.ones(()))})
         return terms, (metrics, state)
 
     def predict(params, batch, context):

@@ -1,6 +1,7 @@
 """The parts of one fine-tuning put together: data, model, objective, optimizer, loop, and what remains of it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,12 +54,19 @@ class ClassifierRun:
         tables = {"train": sources.train, "eval": sources.evaluation}
         if config.test is not None:
             tables["test"] = data.read_table(
-                config.test, columns=columns, names=self.names, on_bad_row=config.on_bad_row
+                config.test,
+                columns=columns,
+                names=self.names,
+                on_bad_row=config.on_bad_row,
+                split=data.pick_split(config.test, "test"),
             )
         tokens = {split: data.tokenize(table, self.tokenizer, config.max_length) for split, table in tables.items()}
-        lengths = np.concatenate([tokenized.lengths for tokenized in tokens.values()])
-        buckets = data.fitted_buckets(lengths, config.length_buckets)
-        buckets = (*buckets[:-1], min(buckets[-1], config.max_length))  # the model has no positions beyond
+        # Apart, so that what is trained does not depend on what is tested.
+        others = [tokenized.lengths for split, tokenized in tokens.items() if split != "train"]
+        buckets = {
+            training: data.fitted_buckets(lengths, config.length_buckets, most=config.max_length)
+            for training, lengths in ((True, tokens["train"].lengths), (False, np.concatenate(others)))
+        }
         multiple_of = self.mesh.size * config.accumulate
         self.batches: dict[str, data.Batches] = {}
         self.labels: dict[str, np.ndarray] = {}
@@ -75,7 +83,7 @@ class ClassifierRun:
                 batch_size=config.batch_size if training else EVALUATION_ROWS,
                 seed=config.seed,
                 shuffle=training,
-                buckets=buckets,
+                buckets=buckets[training],
                 multiple_of=multiple_of if training else self.mesh.size,
                 classes=len(self.names),
             )
@@ -111,6 +119,8 @@ class ClassifierRun:
         self.imported = {} if config.from_scratch else {"backbone": kept["backbone"]}
         self.params = fresh if config.from_scratch else convert.complete(kept, fresh)
         self.trainable = optim.trainable_mask(self.params, config.freeze)
+        if not config.from_scratch:
+            self._refuse_frozen_fresh_parameters(kept)
         frozen_layers = optim.frozen_prefix(self.trainable)
         self.model = build(architecture, classes, frozen_layers=frozen_layers)
 
@@ -123,6 +133,15 @@ class ClassifierRun:
             f"{self.trainable_count:,} of {self.parameter_count:,} parameters train"
         )
 
+    def _refuse_frozen_fresh_parameters(self, imported: dict[str, Any]) -> None:
+        known = set(optim.paths(imported))
+        for path, learns in zip(optim.paths(self.params), jax.tree.leaves(self.trainable), strict=True):
+            if not learns and path not in known:
+                raise ValueError(
+                    f"{path} is not in {self.config.model}, so it starts afresh, and freeze={self.config.freeze!r} "
+                    "would keep it there; let it train"
+                )
+
     def _build_training(self) -> None:
         config = self.config
         weights = None
@@ -130,14 +149,7 @@ class ClassifierRun:
             counts = np.bincount(self.labels["train"], minlength=len(self.names))
             weights = [float(counts.sum() / (len(counts) * max(count, 1))) for count in counts]
         task = objectives.classification(self.model, label_smoothing=config.label_smoothing, class_weights=weights)
-        penalties = []
-        if config.l2_to_pretrained:
-            reference, _ = optim.partition(self.imported, _restrict(self.trainable, self.imported))
-            if not jax.tree.leaves(reference):
-                raise ValueError("l2_to_pretrained needs trainable parameters that were imported; there are none")
-            reference = jax.tree.map(np.asarray, reference)
-            penalties.append(objectives.l2_to_pretrained(reference, weights=config.l2_to_pretrained))
-        self.objective = objectives.combine(task, penalties=penalties)
+        self.objective = objectives.combine(task, penalties=self._penalties())
 
         per_epoch = self.batches["train"].steps_per_epoch
         steps = total_steps(config, per_epoch)
@@ -169,7 +181,7 @@ class ClassifierRun:
         self.constants = train.replicate(self.objective.constants, self.mesh)
         folder = config.out / "checkpoints"
         self.checkpoints = train.CheckpointStore(folder, keep=config.keep_checkpoints)
-        self.best = train.CheckpointStore(folder / "best", keep=1)
+        self.best = train.CheckpointStore(folder / "best", keep=None)
         self.journal = train.Journal(config.out / "metrics.jsonl")
         # In this order: the first that differs is named, and another tokenizer makes other data.
         spoken = {"train": "training_data", "eval": "evaluation_data", "test": "test_data"}
@@ -177,8 +189,28 @@ class ClassifierRun:
             "tokenizer": data.tokenizer_fingerprint(self.tokenizer),
             **{spoken[split]: batches.tokenized.fingerprint for split, batches in self.batches.items()},
             "batches": self.batches["train"].fingerprint,
-            "initial_model": train.fingerprint(self.params),
+            # What was imported: fresh parameters follow from the seed, but for last bits that differ by machine.
+            "initial_model": train.fingerprint({} if config.from_scratch else self.checkpoint.params),
+            "constants": train.fingerprint(self.objective.constants),
         }
+
+    def _penalties(self) -> list[objectives.Penalty]:
+        weight, l2 = self.config.l2_to_pretrained, self.config.l2
+        if not weight:
+            if l2.factors or l2.new:
+                raise ValueError("l2.factors and l2.new shape l2_to_pretrained, which is 0; give it a weight")
+            return []
+        reference, _ = optim.partition(self.imported, _restrict(self.trainable, self.imported))
+        if not jax.tree.leaves(reference):
+            raise ValueError("l2_to_pretrained needs trainable parameters that were imported; there are none")
+        learnt, _ = optim.partition(self.params, self.trainable)
+        weights = jax.tree.map(lambda factor: weight * factor, optim.by_pattern(learnt, l2.factors, default=1.0))
+        whole = objectives.l2_to_pretrained(jax.tree.map(np.asarray, reference), weights=weights, new_weight=l2.new)
+
+        def of_what_learns(params, constants, rng):  # the rest does not move
+            return whole.loss(optim.partition(params, self.trainable)[0], constants, rng)
+
+        return [whole._replace(loss=of_what_learns)]
 
     def _first_state(self) -> "State":
         state = train.create_state(
@@ -220,13 +252,17 @@ class ClassifierRun:
     def train(self) -> "LoopState":
         """From the start, or from the newest good checkpoint when resuming, to the end."""
         loop = train.LoopState()
+        self.checkpoints.clean()  # first, since it completes a save that was killed in the middle of a replacement
         if self.config.resume and self.checkpoints.steps():
+            # Before the arrays: another model would differ in their shapes, and say less.
+            with suppress(train.DamagedCheckpoint):  # which restoring passes over
+                meta = self.checkpoints.read_meta(self.checkpoints.steps()[-1])
+                run_folder.check_same(meta["identity"], self.identity, self.config.out)
             step, self.state, meta = self.checkpoints.restore(self.state)
             run_folder.check_same(meta["identity"], self.identity, self.config.out)
             self._warn_of_other_environment(meta["environment"])
             loop = train.LoopState(**meta["loop"])
             self.say(f"resuming {self.config.out} at step {step}")
-        self.checkpoints.clean()
         self.journal.rewind(int(self.state.step))
 
         def judged(state: "State") -> dict[str, float]:
@@ -262,18 +298,20 @@ class ClassifierRun:
         """Take the best model, report on it, and save it as a Hugging Face folder."""
         if loop.best is None:
             raise FloatingPointError(f"no evaluation gave a finite {self.schedule.monitor}; there is no best model")
-        _, params, _ = self.best.restore(self.state.params, step=loop.best_step)
-        state = self.state._replace(params=params)
+        like = train.Best(self.state.params, self.state.objective_state)
+        _, best, _ = self.best.restore(like, step=loop.best_step)
+        state = self.state._replace(params=best.params, objective_state=best.objective_state)
         found = {}
         for split in self.batches:
             if split != "train":
                 logits = self.evaluate(state, split).predictions["logits"]
                 found[split] = reports.classification_report(logits, self.labels[split], self.names)
         out = self.config.out
+        fields = {**self.checkpoint.extras.fields, "problem_type": "single_label_classification"}
         convert.save(
             out / "model",
-            self.checkpoint,
-            params=jax.tree.map(np.asarray, params),
+            replace(self.checkpoint, extras=replace(self.checkpoint.extras, fields=fields)),
+            params=jax.tree.map(np.asarray, best.params),
             labels=list(self.names),
             tokenizer_from=self.model_folder,
             overwrite=True,

@@ -62,7 +62,7 @@ class Row(Settings):
 def run(
     config: Config, *, rows: Mapping[str, Mapping[str, Any]] = ROWS, say: Callable[[str], None] = print
 ) -> list[Row]:
-    """Train every row, print the table, and leave `table.json`, `comparison.png` and `best-model/` in `out`.
+    """Train every row, print the table, and leave a run for each, `table.json` and `comparison.png` in `out`.
 
     Raises FileExistsError when `out` holds something and `overwrite` is not set, and `AssetUnavailable` when the
     weights or sentences are neither cached nor to be fetched.
@@ -71,27 +71,42 @@ def run(
 
     from jaxptft.data import minilm_folder
 
-    _claim(config)
+    mark = config.out / "demo.yaml"
+    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        if not mark.is_file():
+            raise FileExistsError(f"{config.out} is not empty and holds no demo; choose another --out")
+        if not config.overwrite:
+            raise FileExistsError(f"{config.out} holds a demo already; pass --overwrite, or choose another --out")
     began = time.perf_counter()
-    model = minilm_folder()
-    files = write_splits(config)
-    table, reports = [], {}
-    for name, values in rows.items():
-        say(f"\n{name}")
-        out = config.out / name.replace(" ", "-").replace("+", "and")
-        settings = finetune.Config(
+    model, parts = minilm_folder(), read_splits(config)
+    files = {name: config.out / "data" / f"{name}.csv" for name in parts}
+    steps = config.epochs * -(-len(parts["train"]) // 32)
+    settings = {
+        name: finetune.Config(
             model=str(model),
             train=str(files["train"]),
             eval=str(files["validation"]),
             test=str(files["test"]),
-            out=out,
+            out=config.out / name.replace(" ", "-").replace("+", "and"),
             epochs=config.epochs,
-            evaluate_every=max(1, round(config.epochs * -(-_count(files["train"]) // 32) / 2)),
+            evaluate_every=max(1, round(steps / 2)),
             length_buckets=4,
             seed=config.seed,
+            overwrite=config.overwrite,
             **values,
         )
-        result = finetune.run(settings, name=name, say=say)
+        for name, values in rows.items()
+    }
+    # Everything that could go wrong before the first step has not: now the folder may be written.
+    config.out.mkdir(parents=True, exist_ok=True)
+    mark.write_text(config.to_yaml(), encoding="utf-8")
+    for name, part in parts.items():
+        write_csv(files[name], part)
+
+    table, reports = [], {}
+    for name, values in settings.items():
+        say(f"\n{name}")
+        result = finetune.run(values, name=name, say=say)
         metrics = {split: report.metrics for split, report in result.reports.items()}
         reports[name] = result.reports["test"]
         table.append(
@@ -102,13 +117,13 @@ def run(
                 validation_accuracy=metrics["eval"]["classification/accuracy"],
                 seconds=result.seconds,
                 trainable=result.trainable,
-                run=str(out),
+                run=str(values.out),
             )
         )
     best = table[int(np.argmax([row.validation_accuracy for row in table]))]
     (config.out / "table.json").write_text(json.dumps([row.model_dump() for row in table], indent=2) + "\n")
     _plot(config.out / "comparison.png", table)
-    _print_table(table, _count(files["test"]))
+    _print_table(table, len(parts["test"]))
     say(f"\nbest on validation: {best.name}; on the test sentences:\n\n{reports[best.name].text}")
     say(confusion_text(reports[best.name]))
     say(f"\nthe table as a picture: {config.out / 'comparison.png'}")
@@ -117,8 +132,8 @@ def run(
     return table
 
 
-def write_splits(config: Config) -> dict[str, Path]:
-    """Fetch the sentences, drop neutral and repeated ones, and write train, validation and test as CSV."""
+def read_splits(config: Config) -> dict[str, "Table"]:
+    """Fetch the sentences, drop neutral and repeated ones, and cut them into train, validation and test."""
     from jaxptft import data
 
     seen: dict[str, str] = {}
@@ -129,8 +144,7 @@ def write_splits(config: Config) -> dict[str, Path]:
     rest, validation = data.split(rest, config.validation_rows, seed=0)
     if config.train_rows is not None and config.train_rows < len(rest):
         _, rest = data.split(rest, config.train_rows, seed=0)
-    parts = {"train": rest, "validation": validation, "test": test}
-    return {name: write_csv(config.out / "data" / f"{name}.csv", part) for name, part in parts.items()}
+    return {"train": rest, "validation": validation, "test": test}
 
 
 def write_csv(path: Path, table: "Table") -> Path:
@@ -142,25 +156,6 @@ def write_csv(path: Path, table: "Table") -> Path:
         writer.writerow(["text", "label"])
         writer.writerows(zip(table.texts, (table.names[label] for label in table.labels), strict=True))
     return path
-
-
-def _claim(config: Config) -> None:
-    import shutil
-
-    mark = config.out / "demo.yaml"
-    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-        if not mark.is_file():
-            raise FileExistsError(f"{config.out} is not empty and holds no demo; choose another --out")
-        if not config.overwrite:
-            raise FileExistsError(f"{config.out} holds a demo already; pass --overwrite, or choose another --out")
-        shutil.rmtree(config.out)
-    config.out.mkdir(parents=True, exist_ok=True)
-    mark.write_text(config.to_yaml(), encoding="utf-8")
-
-
-def _count(path: Path) -> int:
-    with path.open(encoding="utf-8", newline="") as file:
-        return sum(1 for _ in csv.reader(file)) - 1
 
 
 def _print_table(table: list[Row], rows: int) -> None:
@@ -181,16 +176,22 @@ def _print_table(table: list[Row], rows: int) -> None:
 def _plot(path: Path, table: list[Row]) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3), layout="constrained")
+    figure = Figure(figsize=(8, 2.8), layout="constrained")
     axes = figure.subplots()
-    names = [row.name for row in table]
-    bars = axes.barh(names, [row.accuracy for row in table], color=["#b0b0b0", "#9ecae1", "#4292c6", "#08519c"])
-    labels = [f"{row.accuracy:.3f}   {row.seconds:.0f} s, {row.trainable / 1e6:.1f}M trainable" for row in table]
+    bars = axes.barh([row.name for row in table], [row.accuracy for row in table], color="#4292c6")
+    labels = [f"{row.accuracy:.3f}  in {row.seconds:.0f} s, training {_short(row.trainable)}" for row in table]
     axes.bar_label(bars, labels, padding=4, fontsize=9)
-    axes.set_xlim(0.5, 1.1)
-    axes.set_xticks([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
-    axes.axvline(0.5, color="black", linewidth=0.8)
+    axes.set_xlim(0, 1.6)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axes.axvline(0.5, color="black", linewidth=0.8, linestyle="--")
     axes.invert_yaxis()
-    axes.set_xlabel("accuracy on test sentences (chance: 0.5)")
+    axes.set_xlabel("accuracy on test sentences (dashed: chance)", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
+
+
+def _short(parameters: int) -> str:
+    """22,713,986 -> '22.7 M parameters'."""
+    if parameters < 1e4:
+        return f"{parameters:,} parameters"
+    return f"{parameters / 1e6:.1f} M parameters"

@@ -24,7 +24,10 @@ class Config(Settings):
     """a JSON file for the numbers"""
     columns: Columns = Columns()
     on_bad_row: Literal["error", "skip"] = "error"
-    max_length: int = Field(default=128, ge=3)
+    split: str | None = None
+    """which split, of data that have several (default: the validation split)"""
+    max_length: int | None = Field(default=None, ge=3)
+    """longer texts are cut, and counted (default: as in the model's run, or what the model takes)"""
     batch_size: int = Field(default=64, ge=1)
     allow_bin: bool = False
     family: str | None = None
@@ -44,7 +47,10 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> reports.Report
     keep_compiled_programs()
     classifier = Classifier(config.model, family=config.family, allow_bin=config.allow_bin)
     columns = data.Columns(config.columns.text, config.columns.pair, config.columns.label)
-    table = data.read_table(config.data, columns=columns, names=classifier.names, on_bad_row=config.on_bad_row)
+    split = data.pick_split(config.data, config.split)
+    table = data.read_table(
+        config.data, columns=columns, names=classifier.names, on_bad_row=config.on_bad_row, split=split
+    )
     logits = classifier.logits(table, batch_size=config.batch_size, max_length=config.max_length, say=say)
     assert table.labels is not None
     report = reports.classification_report(logits, table.labels, classifier.names)

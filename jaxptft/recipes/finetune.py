@@ -48,6 +48,15 @@ class Optimizer(Settings):
     """path pattern -> factor of the learning rate; the first match wins"""
 
 
+class L2(Settings):
+    """Where l2_to_pretrained pulls, and how much."""
+
+    factors: dict[str, float] = Field(default_factory=dict)
+    """path pattern -> factor of the weight; the first match wins, 0 leaves alone"""
+    new: float = Field(default=0.0, ge=0)
+    """weight of plain L2 on parameters that were not imported: the new head"""
+
+
 class Config(Settings):
     """Fine-tune a classifier: jaxptft finetune --model DIR --train train.csv --eval dev.csv --out runs/x"""
 
@@ -81,6 +90,7 @@ class Config(Settings):
     """none, backbone (train the head alone), all-but-top-K, or path patterns separated by commas"""
     l2_to_pretrained: float = Field(default=0.0, ge=0)
     """weight of ||theta - theta_pretrained||^2 over the trainable parameters of the imported backbone"""
+    l2: L2 = L2()
     from_scratch: bool = False
     """the same architecture with fresh parameters, for comparison"""
     dropout: float | None = Field(default=None, ge=0, lt=1)
@@ -96,11 +106,12 @@ class Config(Settings):
     """steps between evaluations (default: an epoch)"""
     checkpoint_every: int | None = Field(default=None, ge=1)
     """steps between checkpoints (default: as evaluations)"""
-    keep_checkpoints: int = Field(default=1, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """how many of the newest stay: where one is damaged, the one before is used"""
     log_every: int = Field(default=10, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**31)
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """what is computed in; parameters stay float32"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """what is computed in; parameters stay float32 (float16 would need its loss scaled: its gradients vanish)"""
     parallel: Literal["jit", "pmap"] = "jit"
     devices: int | None = Field(default=None, ge=1)
     """how many devices to use (default: all)"""
@@ -163,10 +174,11 @@ def run(config: Config, *, name: str = "finetune", say: Callable[[str], None] = 
             raise
         # Only now: a mistake in the data or the model must neither take the folder nor cost the run that is in it.
         run_folder.claim(config.out, config, **claim)
-        began = time.perf_counter()
-        loop = work.train()
-        seconds = time.perf_counter() - began
-        found = work.finish(loop)
+        with run_folder.lock(config.out):
+            began = time.perf_counter()
+            loop = work.train()
+            seconds = time.perf_counter() - began
+            found = work.finish(loop)
     return Result(config.out, found, work.trainable_count, work.parameter_count, seconds, loop.best_step)
 
 

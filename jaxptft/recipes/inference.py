@@ -9,6 +9,8 @@ from jaxtyping import Float
 
 from jaxptft import data, objectives, train
 from jaxptft.recipes.model_source import CLASSIFIERS, open_model
+from jaxptft.recipes.run_folder import CONFIG
+from jaxptft.recipes.settings import read_yaml
 
 
 class Classifier:
@@ -23,12 +25,19 @@ class Classifier:
             raise ValueError(f"{model} has no classification head; fine-tune it first (jaxptft finetune)")
         if checkpoint.extras.absent:
             raise ValueError(f"{model} lacks {checkpoint.extras.absent[0]}; fine-tune it first (jaxptft finetune)")
+        problem = checkpoint.extras.fields.get("problem_type")
+        if len(checkpoint.labels) < 2 or problem not in (None, "single_label_classification"):
+            raise ValueError(
+                f"{model} does not tell classes apart: its head has {len(checkpoint.labels)} outputs and problem_type "
+                f"{problem!r}; expected two or more and single_label_classification"
+            )
         self.names = tuple(checkpoint.labels)
         self.tokenizer = data.load_tokenizer(folder)
         self.config = checkpoint.config
         data.check_vocabulary(self.tokenizer, self.config.vocab_size)
+        self.max_length = _length_of_run(folder) or min(self.config.positions, self.tokenizer.model_max_length)
         objective = objectives.classification(CLASSIFIERS[checkpoint.family](self.config, len(self.names)))
-        self._evaluator = train.make_evaluator(objective)
+        self._evaluator = train.make_evaluator(objective, labelled=False)
         self._mesh = train.make_mesh()
         self._params = train.replicate(checkpoint.params, self._mesh)
 
@@ -37,14 +46,14 @@ class Classifier:
         table: data.Table,
         *,
         batch_size: int = 64,
-        max_length: int = 128,
+        max_length: int | None = None,
         say: Callable[[str], None] = print,
     ) -> Float[np.ndarray, "rows classes"]:
         """The logits of each row, in the order of the rows; says how many texts were cut.
 
         Raises FloatingPointError where they are not finite.
         """
-        max_length = min(max_length, self.config.positions)
+        max_length = min(max_length or self.max_length, self.config.positions)
         tokenized = data.tokenize(table, self.tokenizer, max_length)
         data.check_tokens(tokenized, self.config.vocab_size)
         if tokenized.truncated:
@@ -56,7 +65,7 @@ class Classifier:
                 for step in range(batches.steps_per_epoch):
                     batch = batches.batch_at(step)
                     yield batch
-                    progress.update(step + 1, float("nan"), int(batch["valid"].sum()))
+                    progress.update(step + 1, None, int(batch["valid"].sum()))
 
             evaluation = train.evaluate(
                 self._evaluator, self._params, {}, None, stream(), place=lambda batch: train.shard(batch, self._mesh)
@@ -69,3 +78,15 @@ class Classifier:
                 f"{table.source}, row {row}: the model gives NaN or infinity; its weights are broken"
             )
         return logits
+
+
+def _length_of_run(folder: Path) -> int | None:
+    """The max_length of the run that the folder is the model of."""
+    recorded = folder.parent / CONFIG
+    if folder.name != "model" or not recorded.is_file():
+        return None
+    try:
+        value = read_yaml(recorded).get("max_length")
+    except ValueError:  # another program's file
+        return None
+    return value if type(value) is int and value >= 3 else None

@@ -23,7 +23,10 @@ class Config(Settings):
     """a JSONL file: row, label, probabilities, in the order of the rows"""
     columns: Columns = Columns()
     on_bad_row: Literal["error", "skip"] = "error"
-    max_length: int = Field(default=128, ge=3)
+    split: str | None = None
+    """which split, of data that have several (default: the validation split)"""
+    max_length: int | None = Field(default=None, ge=3)
+    """longer texts are cut, and counted (default: as in the model's run, or what the model takes)"""
     batch_size: int = Field(default=64, ge=1)
     overwrite: bool = False
     """replace --out if it exists"""
@@ -51,7 +54,8 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
     keep_compiled_programs()
     classifier = Classifier(config.model, family=config.family, allow_bin=config.allow_bin)
     columns = data.Columns(config.columns.text, config.columns.pair)
-    table = data.read_table(config.data, columns=columns, labelled=False, on_bad_row=config.on_bad_row)
+    split = data.pick_split(config.data, config.split)
+    table = data.read_table(config.data, columns=columns, labelled=False, on_bad_row=config.on_bad_row, split=split)
     logits = classifier.logits(table, batch_size=config.batch_size, max_length=config.max_length, say=say)
     probabilities = softmax(logits.astype("float64"), axis=-1)
     config.out.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ class Report(NamedTuple):
 
 
 def classification_metrics(
-    logits: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, "rows"]
+    logits: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"]
 ) -> dict[str, float]:
     """Accuracy and macro F1 as `classification/accuracy` and `classification/macro_f1`, from scikit-learn."""
     from sklearn.metrics import accuracy_score, f1_score
@@ -36,7 +36,7 @@ def classification_metrics(
 
 
 def classification_report(
-    logits: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, "rows"], names: Sequence[str]
+    logits: Float[np.ndarray, "rows classes"], labels: Int[np.ndarray, " rows"], names: Sequence[str]
 ) -> Report:
     """scikit-learn's classification report and confusion matrix over all classes, also those that no row has."""
     from sklearn.metrics import classification_report as sklearn_report

@@ -10,12 +10,13 @@ report.json, report.txt, *.png
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jaxptft.recipes.settings import Settings, read_yaml
+from jaxptft.recipes.settings import Settings, build, read_yaml
 
 CONFIG = "config.yaml"
 _OWN_FOLDERS = ("checkpoints", "model")
@@ -32,7 +33,9 @@ def check(folder: Path, config: Settings, *, resume: bool, overwrite: bool) -> N
     if resume:
         if not recorded.is_file():
             raise FileNotFoundError(f"{folder} holds no run to resume; leave out --resume to start one")
-        _same(read_yaml(recorded), config.model_dump(mode="json"), str(recorded))
+        # Through the Config, which gives the dials that are younger than the run their defaults.
+        before = build(type(config), read_yaml(recorded), source=str(recorded))
+        _same(before.model_dump(mode="json"), config.model_dump(mode="json"), str(recorded))
     elif not folder.exists() or not any(folder.iterdir()):
         return
     elif not _is_run(recorded, config):
@@ -58,17 +61,37 @@ def claim(folder: Path, config: Settings, *, resume: bool, overwrite: bool) -> N
         return
     recorded = folder / CONFIG
     if recorded.is_file():
-        for name in _OWN_FOLDERS:
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for pattern in _OWN_FILES:
-            for file in folder.glob(pattern):
-                file.unlink()
+        with lock(folder):
+            for name in _OWN_FOLDERS:
+                shutil.rmtree(folder / name, ignore_errors=True)
+            for pattern in _OWN_FILES:
+                for file in folder.glob(pattern):
+                    file.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     # Beside the folder first: half a config would be resumed, and a leftover in the folder would not be empty.
     unfinished = folder.absolute().with_name(f".{folder.absolute().name}.{CONFIG}")
     values = config.model_copy(update={"resume": False, "overwrite": False})
     unfinished.write_text(values.to_yaml(), encoding="utf-8")
     unfinished.replace(recorded)
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a run; released when this one ends, however it ends.
+
+    Raises BlockingIOError when another process is at work there. Does nothing where the system has no file locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BlockingIOError(f"another process is at work in {folder}; wait for it, or stop it") from None
+        yield
 
 
 def check_same(recorded: Mapping[str, Any], current: Mapping[str, Any], folder: Path) -> None:

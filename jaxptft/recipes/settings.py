@@ -80,5 +80,5 @@ def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
 
 def nearest(word: str, known: list[str]) -> str:
     """'; did you mean X?', or '' when nothing is near."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,19 @@ class CheckpointStore:
             meta = json.loads((path / "meta.json").read_text())
             return candidate, _read_arrays(path / "arrays", like), meta
         raise DamagedCheckpoint(f"no checkpoint in {self.folder} is undamaged; the oldest: {damage}")
+
+    def read_meta(self, step: int) -> dict[str, Any]:
+        """What belongs to a listed step, without its arrays and unverified."""
+        path = self._path(step) / "meta.json"
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise DamagedCheckpoint(f"{path} cannot be read ({error})") from error
+
+    def keep_only(self, steps: Collection[int]) -> None:
+        """Delete every listed step but these."""
+        for step in set(self.steps()) - set(steps):
+            shutil.rmtree(self._doom(self._path(step)))
 
     def clean(self) -> None:
         """Remove what a killed save or deletion left behind."""

@@ -21,17 +21,17 @@ class Evaluation(NamedTuple):
     ids: np.ndarray
 
 
-def make_evaluator(objective: Objective) -> Evaluator:
+def make_evaluator(objective: Objective, *, labelled: bool = True) -> Evaluator:
     """A compiled `(params, objective_state, constants, batch) -> (predictions, metrics)` with dropout off.
 
-    The metrics hold the objective's own, `NAME/loss` for each term, and nothing of the penalties. A batch without
-    labels gives predictions alone.
+    The metrics hold the objective's own, `NAME/loss` for each term, and nothing of the penalties. With
+    `labelled` False the loss is left out: predictions alone, of batches that hold no answers.
     """
 
     def run(params, state, constants, batch):
         context = Context(state, constants, jax.random.key(0), train=False, axis_name=None)
         predictions = objective.predict(params, batch, context)
-        if "label" not in batch:
+        if not labelled:
             return predictions, {}
         terms, (metrics, _) = objective.loss(params, batch, context)
         return predictions, metrics | {f"{name}/loss": term for name, term in terms.items()}

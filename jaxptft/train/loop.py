@@ -8,15 +8,17 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
-from jaxptft.objectives import Batch, Mean
-from jaxptft.train.checkpoint import CheckpointStore
+from jaxptft.objectives import Batch, Mean, Params
+from jaxptft.train.checkpoint import CheckpointStore, DamagedCheckpoint
 from jaxptft.train.journal import Journal
 from jaxptft.train.progress import Progress
 from jaxptft.train.state import State
@@ -37,6 +39,13 @@ class LoopState:
     skipped_in_a_row: int = 0
     window: dict[str, list[float]] = field(default_factory=dict)  # metric -> [total, count] since the last log line
     finished: bool = False
+
+
+class Best(NamedTuple):
+    """What is kept of the best evaluation: enough to evaluate and export it."""
+
+    params: Params
+    objective_state: PyTree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +103,8 @@ def fit(
         evaluate: metrics of the model as it stands; must not change the state.
         journal: gets a line of training means every `log_every` steps, and a line for every evaluation.
         checkpoints: gets the whole state, `meta`, and the loop's own state.
-        best: gets the parameters of the best evaluation so far.
+        best: gets the parameters and objective state (as `Best`) of the best evaluation so far. It must keep all
+            its steps (`keep=None`): those that no checkpoint names as the best are deleted here.
         loop: from the checkpoint, when resuming; `journal` must have been rewound to the same step.
         learning_rate: of an optimizer step, counted from 0; logged beside the means. Skipped steps move no schedule, so
             the count is of the others.
@@ -130,6 +140,9 @@ def fit(
         if saved != (now, asdict(loop)):
             checkpoints.save(now, state, {**(meta or {}), "loop": asdict(loop)})
             saved = (now, asdict(loop))
+            # Only now may an earlier best go: a run that is killed goes back to a checkpoint, and to its best.
+            with suppress(DamagedCheckpoint):
+                best.keep_only({checkpoints.read_meta(step)["loop"]["best_step"] for step in checkpoints.steps()})
 
     def judge() -> None:
         metrics = {name: float(value) for name, value in evaluate(state).items()}
@@ -140,7 +153,7 @@ def fit(
         value = metrics[schedule.monitor]
         if _better(value, loop.best, schedule.higher_is_better):
             loop.best, loop.best_step, loop.evaluations_without_gain = value, now, 0
-            best.save(now, state.params, {"metrics": finite})
+            best.save(now, Best(state.params, state.objective_state), {"metrics": finite})
         else:
             loop.evaluations_without_gain += 1
         loop.evaluated_step = now
@@ -198,7 +211,7 @@ def _examples(batch: Batch) -> int:
     """Valid rows, over all sources where the batch holds several."""
     if "valid" in batch:
         return int(np.sum(batch["valid"]))
-    return sum(_examples(part) for part in batch.values() if isinstance(part, Mapping))
+    return sum(_examples(dict(part)) for part in batch.values() if isinstance(part, Mapping))
 
 
 def _finite(means: dict[str, float]) -> dict[str, float]:

@@ -35,12 +35,12 @@ class Progress:
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("loss {task.fields[loss]:.4f}"),
+                TextColumn("{task.fields[loss]}"),
                 TextColumn("{task.fields[rate]:.0f} {task.fields[unit]}/s", markup=False),
                 TimeRemainingColumn(),
                 console=self.console,
             )
-            self._task = self._bars.add_task(self.name, total=self.steps, loss=float("nan"), rate=0.0, unit=self.unit)
+            self._task = self._bars.add_task(self.name, total=self.steps, loss="", rate=0.0, unit=self.unit)
             self._bars.start()
         return self
 
@@ -48,19 +48,20 @@ class Progress:
         if self._bars is not None:
             self._bars.stop()
 
-    def update(self, step: int, loss: float, examples: int) -> None:
-        """Show that `step` is done, with its loss and how many examples it held."""
+    def update(self, step: int, loss: float | None, examples: int) -> None:
+        """Show that `step` is done, with its loss (None: there is none) and how many examples it held."""
         now = time.perf_counter()
         self._recent.append((now, examples))
         rate = self.rate()
+        shown = "" if loss is None else f"loss {loss:.4f}"
         if self._bars is not None:
-            self._bars.update(self._task, completed=step, loss=loss, rate=rate)
+            self._bars.update(self._task, completed=step, loss=shown, rate=rate)
         elif now - self._printed >= self.every or step == self.steps:
             self._printed = now
             steps_a_second = (len(self._recent) - 1) / max(now - self._recent[0][0], 1e-9)
             left = (self.steps - step) / max(steps_a_second, 1e-9)
             print(
-                f"{self.name}: step {step}/{self.steps}  loss {loss:.4f}  {rate:.0f} {self.unit}/s  {left:.0f} s left",
+                f"{self.name}: step {step}/{self.steps}  {shown}  {rate:.0f} {self.unit}/s  {left:.0f} s left",
                 file=sys.stderr,
                 flush=True,
             )

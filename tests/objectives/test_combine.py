@@ -87,6 +87,21 @@ def test_combinations_nest():
     assert terms["other/b"].total == 3.0
 
 
+def test_two_parts_of_one_name_are_refused_not_dropped():
+    inner = combine(scaled("a", "head"), penalties=[l2(weights=10.0)])
+    objective = combine(inner, penalties=[l2(weights=1.0)])
+    params = {"shared": {"w": jnp.array(1.0)}, "head": jnp.zeros(2)}
+    state = objective.start(params, BATCH["task"])
+    with pytest.raises(ValueError, match="two parts of a combination give 'l2'"):
+        objective.loss(params, BATCH["task"], context_for(objective, state))
+
+
+def test_the_first_batch_must_hold_every_source():
+    objective = combine({"task": (1.0, scaled("a", "h")), "other": (1.0, scaled("b", "g"))})
+    with pytest.raises(KeyError, match=r"lacks the sources \['other'\]"):
+        objective.start({}, {"task": BATCH["task"]})
+
+
 def test_coupling_is_inherited():
     coupled = scaled("b", "head_b")._replace(coupled=True)
     assert combine({"task": (1.0, scaled("a", "h")), "other": (1.0, coupled)}).coupled

@@ -70,7 +70,8 @@ def test_each_row_counts_once_whatever_the_batches_and_devices(size, devices):
 
 
 def test_rows_without_labels_are_predicted_only():
-    result = run(batches(8, labelled=False, pad=True))
+    evaluator = train.make_evaluator(regression(), labelled=False)
+    result = train.evaluate(evaluator, PARAMS, {}, None, batches(8, labelled=False, pad=True))
     assert result.metrics == {}
     np.testing.assert_allclose(result.predictions["output"], table()[0] @ WEIGHTS, rtol=1e-5, atol=1e-6)
 

@@ -25,14 +25,21 @@ class MemoryStore:
     """A CheckpointStore without the disk, so that every interruption of every schedule can be tried."""
 
     def __init__(self):
-        self.saved = {}
+        self.saved, self.saves = {}, 0
 
     def steps(self):
         return sorted(self.saved)
 
     def save(self, step, tree, meta):
         keys = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf  # noqa: E731
+        self.saves += 1
         self.saved[step] = (jax.tree.map(lambda leaf: np.array(keys(leaf)), tree), json.dumps(meta))
+
+    def read_meta(self, step):
+        return json.loads(self.saved[step][1])
+
+    def keep_only(self, steps):
+        self.saved = {step: entry for step, entry in self.saved.items() if step in steps}
 
     def restore(self, like, *, step=None):
         step = max(self.saved) if step is None else step
@@ -93,7 +100,7 @@ class Run:
     def __init__(self, linear, folder, *, store=None, **schedule):
         self.linear, self.journal = linear, train.Journal(folder / "metrics.jsonl")
         self.checkpoints = store() if store else train.CheckpointStore(folder / "checkpoints", keep=2)
-        self.best = store() if store else train.CheckpointStore(folder / "checkpoints" / "best", keep=1)
+        self.best = store() if store else train.CheckpointStore(folder / "checkpoints" / "best", keep=None)
         self.schedule = train.Schedule(**{"steps": STEPS, **schedule})
         self.state, self.loop = None, None
 
@@ -123,7 +130,8 @@ class Run:
 
     def outcome(self):
         """Everything that has to be equal, bit for bit."""
-        _, best, meta = self.best.restore(self.state.params, step=self.loop.best_step)
+        like = train.Best(self.state.params, self.state.objective_state)
+        _, best, meta = self.best.restore(like, step=self.loop.best_step)
         tree = (self.state._replace(rng=jax.random.key_data(self.state.rng)), best)
         leaves = [(str(path), np.asarray(leaf).tobytes()) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
         return leaves, asdict(self.loop), meta, self.journal.path.read_bytes()
@@ -233,7 +241,7 @@ def test_a_stop_while_evaluating_changes_no_bit(linear, tmp_path, at, then_kille
 def test_a_kill_around_a_save_changes_no_bit(linear, tmp_path, store, after):
     schedule = {"log_every": 3, "evaluate_every": 2, "checkpoint_every": 4}
     whole = Run(linear, tmp_path / "whole", store=MemoryStore, **schedule).go()
-    for count in range(len(getattr(whole, store).steps())):
+    for count in range(getattr(whole, store).saves):
         run = Run(linear, tmp_path / f"run{count}", store=MemoryStore, **schedule)
         target, seen = getattr(run, store), []
         save = target.save
@@ -341,8 +349,8 @@ def test_which_model_is_best(linear, tmp_path, values, higher, best_step, best):
     assert (run.loop.best_step, run.loop.best) == (best_step, best)
     assert run.best.steps() == ([best_step] if best is not None else [])
     if best is not None:
-        _, params, meta = run.best.restore(run.state.params)
-        np.testing.assert_array_equal(params["w"], seen[best_step])
+        _, kept, meta = run.best.restore(train.Best(run.state.params, run.state.objective_state))
+        np.testing.assert_array_equal(kept.params["w"], seen[best_step])
         assert meta["metrics"]["score"] == best
     logged = [line.get("score") for line in run.lines("evaluation")]
     assert logged == [value if np.isfinite(value) else None for value in values]
@@ -478,3 +486,19 @@ def test_a_batch_of_several_sources_counts_the_valid_rows_of_all():
 
     assert _examples({"task": {"valid": np.array([True, False])}, "other": {"valid": np.ones(3, bool)}}) == 4
     assert _examples({"valid": np.array([True, False, True])}) == 2
+
+
+def test_a_best_that_a_checkpoint_still_names_is_kept_and_the_others_go(linear, tmp_path):
+    """Scores rise at every evaluation; checkpoints come at every other one, and the last two are listed."""
+    scores = iter(range(100))
+    run = Run(linear, tmp_path, evaluate_every=2, checkpoint_every=4, higher_is_better=True)
+    seen = []
+
+    def watched(state, constants, batch):
+        seen.append((int(state.step), run.best.steps()))
+        return linear.step(state, constants, batch)
+
+    run.go(evaluate=lambda state: {"loss": float(next(scores))}, step=watched)
+    assert dict(seen)[7] == [4, 6]  # 6 is best, but a kill now goes back to checkpoint 4
+    assert run.checkpoints.steps() == [8, 12]
+    assert run.best.steps() == [8, 12]
