@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from jaxptft import convert
 
@@ -279,6 +280,16 @@ def test_tokenizer_files_travel_along(folders):
     (source / "vocab.txt").write_text("other\n")
     convert.save(folders.root / "borrowed", convert.read_native(folders.root / "native"), tokenizer_from=source)
     assert (folders.root / "borrowed" / "vocab.txt").read_text() == "other\n"
+
+
+def test_a_vocabulary_alone_makes_the_same_tokenizer_from_our_own_folder(folders):
+    """transformers takes the tokenizer's class from the model_type in config.json."""
+    source = folders.make("source")
+    (source / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "##ly"]))
+    convert.import_folder(source, folders.root / "native")
+    theirs, ours = (AutoTokenizer.from_pretrained(folder) for folder in (source, folders.root / "native"))
+    assert type(ours) is type(theirs)
+    assert ours("goodly bad")["input_ids"] == theirs("goodly bad")["input_ids"] == [2, 5, 6, 1, 3]
 
 
 def test_our_own_folder_loads_as_its_source_does(folders, assert_same_tensors):
