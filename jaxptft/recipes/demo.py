@@ -1,12 +1,14 @@
 """The main job on real data: a pre-trained BERT, four ways to use it, one table.
 
-MiniLM's weights and 10,568 sentences of film reviews are fetched once, verified and cached. The same architecture is
+MiniLM's weights and 10,568 sentences of film reviews are fetched once, verified and cached; 4,000 train, 1,000 validate
+and 2,000 test unless asked otherwise. The same architecture is
 trained from scratch; as a frozen feature extractor under a new head; with its top layers kept near their pre-trained
 values; and whole. Every row sees the same training, validation and test sentences.
 """
 
 import csv
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,8 +43,8 @@ class Config(Settings):
     seed: int = Field(default=0, ge=0)
     test_rows: int = Field(default=2000, ge=1)
     validation_rows: int = Field(default=1000, ge=1)
-    train_rows: int | None = Field(default=None, ge=1)
-    """fewer training sentences, for a quick look (default: all the rest)"""
+    train_rows: int = Field(default=4000, ge=1)
+    """training sentences at most; 7,566 are at hand beside the default validation and test rows"""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """replace the demo in --out"""
 
@@ -89,8 +91,8 @@ def run(
             test=str(files["test"]),
             out=config.out / name.replace(" ", "-").replace("+", "and"),
             epochs=config.epochs,
-            evaluate_every=max(1, round(steps / 2)),
-            length_buckets=4,
+            evaluate_every=math.ceil(steps / 2),
+            length_buckets=3,
             seed=config.seed,
             overwrite=config.overwrite,
             **values,
@@ -142,7 +144,7 @@ def read_splits(config: Config) -> dict[str, "Table"]:
     table = data.make_table(list(seen), list(seen.values()), source="film reviews")
     rest, test = data.split(table, config.test_rows, seed=0)
     rest, validation = data.split(rest, config.validation_rows, seed=0)
-    if config.train_rows is not None and config.train_rows < len(rest):
+    if config.train_rows < len(rest):
         _, rest = data.split(rest, config.train_rows, seed=0)
     return {"train": rest, "validation": validation, "test": test}
 
