@@ -1,9 +1,9 @@
 """The main job on real data: a pre-trained BERT, four ways to use it, one table.
 
-MiniLM's weights and 10,568 sentences of film reviews are fetched once, verified and cached; 4,000 train, 1,000 validate
-and 2,000 test unless asked otherwise. The same architecture is
-trained from scratch; as a frozen feature extractor under a new head; with its top layers kept near their pre-trained
-values; and whole. Every row sees the same training, validation and test sentences.
+MiniLM's weights and 10,568 sentences of film reviews are fetched once, verified and cached; unless asked otherwise,
+4,000 train, 1,000 validate and 2,000 test. The same architecture is trained from scratch; as a frozen feature
+extractor under a new head; with its top layers kept near their pre-trained values; and whole. Every row sees the same
+sentences.
 """
 
 import csv
