@@ -1,8 +1,8 @@
 """Film-review sentiment, four ways to use a pre-trained MiniLM: the demo's rows, as an experiment to change.
 
 Command:  python experiments/finetune_sentiment.py
-Result:   accuracy on 2,000 test sentences, seed 0: from scratch .504, head only .645, top 2 layers + L2 .805, all layers
-          .837; 389 s on 2 cores (recorded from `make demo`, which is this run)
+Result:   accuracy on 2,000 test sentences, seed 0: from scratch .504, head only .645, top 2 layers + L2 .805,
+          all layers .837; 389 s on 2 cores (recorded from `make demo`, which is this run)
 """
 
 from pathlib import Path
