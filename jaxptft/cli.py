@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(command: Command, name: str, flags: list[str]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows each line when it is said
+    # transformers advises everyone without PyTorch to install it; here that is as intended.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     module = importlib.import_module(command.module)
     config = _parse(getattr(module, command.config), name, flags)
     getattr(module, command.run)(config)
