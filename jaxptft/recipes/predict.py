@@ -22,6 +22,8 @@ class Config(Settings):
     out: Path
     """a JSONL file: row, label, probabilities, in the order of the rows"""
     columns: Columns = Columns()
+    id: str | None = None
+    """a column whose values are carried into the predictions"""
     on_bad_row: Literal["error", "skip"] = "error"
     split: str | None = None
     """which split, of data that have several (default: the validation split)"""
@@ -35,7 +37,8 @@ class Config(Settings):
 
 
 def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
-    """Write one JSON object a row: `row` (its line or number in the source), `label`, `probabilities` by label.
+    """Write one JSON object a row: `row` (its line or number in the source), `label`, `probabilities` by label, and the
+    value of the `id` column where one is named.
 
     The file appears whole or not at all. Raises FileExistsError when it exists and `overwrite` is not set.
     """
@@ -53,7 +56,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
         raise ValueError(f"--out and --data are both {config.out}; choose another --out")
     keep_compiled_programs()
     classifier = Classifier(config.model, family=config.family, allow_bin=config.allow_bin)
-    columns = data.Columns(config.columns.text, config.columns.pair)
+    columns = data.Columns(config.columns.text, config.columns.pair, id=config.id)
     split = data.pick_split(config.data, config.split)
     table = data.read_table(config.data, columns=columns, labelled=False, on_bad_row=config.on_bad_row, split=split)
     logits = classifier.logits(table, batch_size=config.batch_size, max_length=config.max_length, say=say)
@@ -62,9 +65,11 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
     unfinished = config.out.with_name(f".{config.out.name}.unfinished")
     try:
         with unfinished.open("w", encoding="utf-8") as file:
-            for row, values in zip(table.rows.tolist(), probabilities, strict=True):
+            keys = table.keys or [None] * len(table)
+            for row, key, values in zip(table.rows.tolist(), keys, probabilities, strict=True):
                 by_name = {name: round(float(p), 6) for name, p in zip(classifier.names, values, strict=True)}
-                line = {"row": row, "label": classifier.names[int(values.argmax())], "probabilities": by_name}
+                line = {"row": row} | ({} if key is None else {"id": key})
+                line |= {"label": classifier.names[int(values.argmax())], "probabilities": by_name}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         unfinished.replace(config.out)
     finally:

@@ -102,3 +102,8 @@ def test_what_does_not_fit_is_refused(refused, finished, files, encoder, tmp_pat
     (tmp_path / "empty.csv").write_text("")
     assert "is empty" in refused("predict", finished.out, "--data", tmp_path / "empty.csv", *out)
     assert not (tmp_path / "p.jsonl").exists()
+
+
+def test_the_id_column_is_carried_into_the_predictions(predict, tmp_path):
+    (tmp_path / "rows.csv").write_text("key,text\nb-7,it was good\na-3,it was bad\n", encoding="utf-8")
+    assert [line["id"] for line in predict("--data", tmp_path / "rows.csv", "--id", "key")] == ["b-7", "a-3"]
