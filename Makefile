@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Large pages and no returning of memory between steps: about a fifth less time a step on CPU under glibc.
+# Large pages and no returning of memory between steps: about a sixth less CPU time a step under glibc.
 LARGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=2147483648:glibc.malloc.trim_threshold=4294967296
 
 .PHONY: demo test check lint types doctest bench clean
