@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -244,17 +245,27 @@ def test_a_kill_between_any_two_operations_leaves_only_good_checkpoints(tmp_path
     folder, snapshots = tmp_path / "run", tmp_path / "snapshots"
     store = train.CheckpointStore(folder, keep=1)
     store.save(1, small(1), {"of": 1})
-    taken, copying = [], []
+    taken, copying, one_at_a_time = [], [], threading.RLock()
+
+    def snapshot_now():
+        """Orbax writes from several threads, some of them not Python's: a file that goes while it is copied is copied anew."""
+        for attempt in range(100):
+            try:
+                return shutil.copytree(folder, snapshots / f"{len(taken)}-{attempt}")
+            except (shutil.Error, FileNotFoundError):
+                continue
+        raise AssertionError("the folder never held still")
 
     def watch(owner, name):
         real = getattr(owner, name)
 
         def wrapped(*args, **kwargs):
-            if not copying:  # copying is itself made of such operations
-                copying.append(True)
-                taken.append(shutil.copytree(folder, snapshots / str(len(taken))))
-                copying.clear()
-            return real(*args, **kwargs)
+            with one_at_a_time:
+                if not copying:  # copying is itself made of such operations
+                    copying.append(True)
+                    taken.append(snapshot_now())
+                    copying.clear()
+                return real(*args, **kwargs)
 
         monkeypatch.setattr(owner, name, wrapped)
 
