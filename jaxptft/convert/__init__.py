@@ -1,6 +1,6 @@
 """Hugging Face checkpoints <-> parameters, both ways, without torch; every tensor accounted for."""
 
-from jaxptft.convert.checkpoint import Checkpoint, Extras
+from jaxptft.convert.checkpoint import Checkpoint, Extras, new_checkpoint
 from jaxptft.convert.engine import complete
 from jaxptft.convert.folder import export_folder, import_folder, inspect, load, save
 from jaxptft.convert.manifest import Entry, Manifest
@@ -17,6 +17,7 @@ __all__ = [
     "import_folder",
     "inspect",
     "load",
+    "new_checkpoint",
     "read_native",
     "save",
     "tokenizer_files",

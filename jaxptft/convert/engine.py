@@ -1,105 +1,17 @@
-"""The one engine that reads a family's table, forwards to import and backwards to export.
-
-Every tensor of a source is accounted for: taken by a rule, kept as a buffer, known as another task's head,
-allowed by the caller, or refused with its name. Nothing is guessed and nothing disappears.
-"""
+"""The one engine that reads a family's table, forwards to import and backwards to export."""
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy by name)
 import numpy as np
 
 from jaxptft.convert.checkpoint import Extras
-from jaxptft.convert.manifest import Entry, Manifest
-from jaxptft.convert.rules import Config, Family, Rule
+from jaxptft.convert.heads import Heads, find_architecture, free_axes, head_rules
+from jaxptft.convert.manifest import Manifest
+from jaxptft.convert.match import listed, match, matches, standard_name
+from jaxptft.convert.rules import Config, Family
 from jaxptft.models import Params
-
-_FLOATING = ("float16", "bfloat16", "float32", "float64")
-
-
-def standard_name(family: Family, name: str) -> str:
-    """A tensor's name without the backbone's prefix and in today's spelling."""
-    name = name.removeprefix(family.prefix)
-    for old, new in family.spellings:
-        if name.endswith(old):
-            return name.removesuffix(old) + new
-    return name
-
-
-def match(
-    family: Family,
-    config: Config,
-    tensors: Mapping[str, np.ndarray],
-    *,
-    head: str | None,
-    allow_unused: Sequence[str] = (),
-    allow_missing: Sequence[str] = (),
-) -> tuple[Manifest, list[tuple[Rule, str]]]:
-    """Pairs rules with tensors without touching a value; what is wrong is stated in `Manifest.problems`.
-
-    `head` "classification" takes the head where the source has one; None leaves it aside. Patterns are fnmatch over
-    the source's names and the standard ones.
-    """
-    if config.layers > len(tensors):
-        raise ValueError(f"the config asks for {config.layers} layers where the source holds {len(tensors)} tensors")
-    names: dict[str, str] = {}
-    problems = []
-    for name in tensors:
-        standard = standard_name(family, name)
-        if standard in names:
-            problems.append(f"tensors {names[standard]} and {name} are the same parameter: the source must hold one")
-        names.setdefault(standard, name)
-    classes = _classes(family, config, tensors, names) if head else None
-    rules = family.backbone_rules(config) + (family.head_rules(config, classes) if classes else [])
-
-    pairs, missing = [], []
-    for rule in rules:
-        if rule.hf_name in names:
-            pairs.append((rule, names[rule.hf_name]))
-        else:
-            missing.append(rule.hf_name)
-    taken = {rule.hf_name for rule, _ in pairs}
-    kept, unused, unknown = [], [], []
-    for standard, name in sorted(names.items()):
-        if standard in taken:
-            continue
-        if _matches(family.buffers, standard):
-            kept.append(name)
-        elif _matches(family.other_heads, standard) or _matches(allow_unused, standard, name):
-            unused.append(name)
-        else:
-            unknown.append(name)
-    if unknown:
-        problems.append(
-            f"{_count(unknown, 'tensor')} unknown to family {family.name}: {_listed(unknown)}; "
-            "pass allow_unused=[patterns] to leave such tensors aside"
-        )
-    refused = [name for name in missing if not _matches(allow_missing, name, family.prefix + name)]
-    if refused:
-        problems.append(
-            f"{_count(refused, 'tensor')} of family {family.name} missing from the source: {_listed(refused)}; "
-            "pass allow_missing=[patterns] to initialise them yourself"
-        )
-    for rule, name in pairs:
-        problems += _misfit(rule, name, tensors[name])
-
-    def entries(chosen: Sequence[str]) -> tuple[Entry, ...]:
-        return tuple(Entry(name, "", tensors[name].dtype.name, tensors[name].shape) for name in chosen)
-
-    manifest = Manifest(
-        family=family.name,
-        head=head if classes else None,
-        classes=classes,
-        used=tuple(Entry(name, rule.flax_path, tensors[name].dtype.name, tensors[name].shape) for rule, name in pairs),
-        kept=entries(kept),
-        unused=entries(unused + unknown),
-        missing=tuple(missing),
-        tied=tuple(_tied(family, tensors, names)),
-        problems=tuple(problems),
-    )
-    return manifest, pairs
 
 
 def import_tensors(
@@ -107,16 +19,25 @@ def import_tensors(
     config: Config,
     tensors: Mapping[str, np.ndarray],
     *,
-    head: str | None = "classification",
-    fields: Mapping[str, Any] | None = None,
+    fields: Mapping[str, Any],
+    heads: Heads = "source",
     allow_unused: Sequence[str] = (),
     allow_missing: Sequence[str] = (),
 ) -> tuple[Params, Extras, Manifest]:
     """Parameters in float32, what export needs to restore the source, and the account.
 
-    Raises ValueError naming unknown, missing, misshapen, unsuitably typed and doubled tensors.
+    `fields` are those of the source's config.json. Raises ValueError naming unknown, missing, misshapen, unsuitably
+    typed, doubled and wrongly untied tensors.
     """
-    manifest, pairs = match(family, config, tensors, head=head, allow_unused=allow_unused, allow_missing=allow_missing)
+    manifest, pairs = match(
+        family,
+        config,
+        tensors,
+        fields=fields,
+        heads=heads,
+        allow_unused=allow_unused,
+        allow_missing=allow_missing,
+    )
     if manifest.problems:
         raise ValueError("; ".join(manifest.problems))
     params: Params = {}
@@ -126,14 +47,15 @@ def import_tensors(
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = np.ascontiguousarray(rule.layout.to_flax(_to_float32(name, tensors[name])))
+    spelt = {name: rule.hf_name for rule, name in pairs}
     extras = Extras(
         names={rule.hf_name: name for rule, name in pairs},
         dtypes={rule.hf_name: tensors[name].dtype.name for rule, name in pairs},
         tensors={entry.hf_name: tensors[entry.hf_name] for entry in (*manifest.kept, *manifest.unused)},
         absent=manifest.missing,
-        tied={one: standard_name(family, other) for one, other in manifest.tied},
-        fields=dict(fields or {}),
-        head=manifest.head,
+        tied={one: spelt.get(other, standard_name(family, other)) for one, other in manifest.tied},
+        fields=dict(fields),
+        heads=manifest.heads,
     )
     return params, extras, manifest
 
@@ -143,27 +65,30 @@ def export_tensors(
 ) -> dict[str, np.ndarray]:
     """The tensors of `params` under Hugging Face's names; of an unmodified import, the source's own bytes.
 
-    Names, dtypes and unused tensors are the source's while its head is unchanged. With another head the names are the
+    Names, dtypes and unused tensors are the source's while its heads are unchanged. With other heads the names are the
     standard ones, and other tasks' heads stay behind. `dtype` overrides the remembered dtypes (new tensors: float32).
 
-    Raises ValueError for a parameter no rule takes, an absent or misshapen one, and one that overflows its dtype.
+    Raises ValueError for a parameter no rule takes, heads that no architecture has together, an absent or misshapen
+    parameter, and one that overflows its dtype.
     """
     leaves = _flatten(params)
-    head = "classification" if "classifier" in params else None
-    same_head = bool(extras.names) and head == extras.head
-    classes = leaves["classifier/bias"].shape[0] if "classifier/bias" in leaves else 1
-    rules = family.backbone_rules(config) + (family.head_rules(config, classes) if head else [])
+    heads = heads_of(family, params)
+    backbone_rules = family.backbone_rules(config)
+    rules = backbone_rules + head_rules(family, config, _sizes(family, config, heads, leaves))
     strangers = sorted(leaves.keys() - {rule.flax_path for rule in rules})
     if strangers:
-        raise ValueError(
-            f"no rule of family {family.name} takes parameter {_listed(strangers)}: leave it out to export"
-        )
-    backbone = {rule.hf_name for rule in family.backbone_rules(config)}
-    prefixed = any(name.startswith(family.prefix) for name in extras.names.values()) if same_head else head is not None
+        raise ValueError(f"no rule of family {family.name} takes parameter {listed(strangers)}: leave it out to export")
+    same_heads = extras.restores(heads)
+    if not same_heads:
+        find_architecture(family, heads)
+    backbone = {rule.hf_name for rule in backbone_rules}
+    prefixed = any(name.startswith(family.prefix) for name in extras.names.values()) if same_heads else bool(heads)
+    needed = [pattern for head in heads for pattern in family.heads[head].needs]
     tensors: dict[str, np.ndarray] = {}
     for rule in rules:
         if rule.flax_path not in leaves:
-            if rule.hf_name in extras.absent:
+            dispensable = heads and matches(family.optional, rule.hf_name) and not matches(needed, rule.hf_name)
+            if dispensable or rule.hf_name in extras.absent:
                 continue
             raise ValueError(f"parameter {rule.flax_path} is missing: family {family.name} needs it for {rule.hf_name}")
         array = rule.layout.to_hf(leaves[rule.flax_path])
@@ -173,18 +98,23 @@ def export_tensors(
                 f"which makes {rule.hf_name} {array.shape} where the config asks for {rule.shape}"
             )
         prefix = family.prefix if prefixed and rule.hf_name in backbone else ""
-        name = extras.names.get(rule.hf_name, prefix + rule.hf_name) if same_head else prefix + rule.hf_name
+        name = extras.names.get(rule.hf_name, prefix + rule.hf_name) if same_heads else prefix + rule.hf_name
         target = dtype or extras.dtypes.get(rule.hf_name, "float32")
         tensors[name] = np.ascontiguousarray(_to_dtype(rule.flax_path, array, target))
     for name, array in extras.tensors.items():
         standard = standard_name(family, name)
-        if same_head:
+        if same_heads:
             # A tied tensor follows the one it shares its values with, which may have been trained since.
             source = tensors.get(extras.names.get(extras.tied.get(name, ""), ""))
             tensors[name] = array if source is None else source
-        elif _matches(family.buffers, standard):
+        elif matches(family.buffers, standard):
             tensors[(family.prefix if prefixed else "") + standard] = array
     return tensors
+
+
+def heads_of(family: Family, params: Params) -> tuple[str, ...]:
+    """The family's heads that a tree of parameters holds."""
+    return tuple(head for head in family.heads if head in params)
 
 
 def complete(params: Params, fresh: Params) -> Params:
@@ -198,28 +128,15 @@ def complete(params: Params, fresh: Params) -> Params:
     return merged
 
 
-def _classes(family: Family, config: Config, tensors: Mapping[str, np.ndarray], names: Mapping[str, str]) -> int | None:
-    for rule in family.head_rules(config, 1):
-        if rule.hf_name in names and tensors[names[rule.hf_name]].ndim:
-            return tensors[names[rule.hf_name]].shape[0]
-    return None
-
-
-def _misfit(rule: Rule, name: str, array: np.ndarray) -> list[str]:
-    if array.shape != rule.shape:
-        return [f"tensor {name} has shape {array.shape} where the config asks for {rule.shape}"]
-    if array.dtype.name not in _FLOATING:
-        return [f"tensor {name} has dtype {array.dtype.name}, expected one of {', '.join(_FLOATING)}"]
-    return []
-
-
-def _tied(family: Family, tensors: Mapping[str, np.ndarray], names: Mapping[str, str]) -> list[tuple[str, str]]:
-    pairs = [(names[one], names[other]) for one, other in family.tied.items() if one in names and other in names]
-    return [(one, other) for one, other in pairs if _same(tensors[one], tensors[other])]
-
-
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+def _sizes(family: Family, config: Config, heads: Sequence[str], leaves: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """The number of classes of each head, 0 where it is not free, from the shapes of its parameters."""
+    sizes = {}
+    for head in heads:
+        sizes[head] = 1 if family.heads[head].sized else 0
+        for rule, axis in free_axes(family, config, head) if sizes[head] else ():
+            if rule.flax_path in leaves and leaves[rule.flax_path].ndim == len(rule.shape):
+                sizes[head] = rule.layout.to_hf(leaves[rule.flax_path]).shape[axis]
+    return sizes
 
 
 def _to_float32(name: str, array: np.ndarray) -> np.ndarray:
@@ -246,15 +163,3 @@ def _flatten(tree: Mapping[str, Any], parents: tuple[str, ...] = ()) -> dict[str
         path = (*parents, name)
         leaves |= _flatten(value, path) if isinstance(value, Mapping) else {"/".join(path): np.asarray(value)}
     return leaves
-
-
-def _matches(patterns: Sequence[str], *names: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
-
-
-def _count(items: Sequence[str], noun: str) -> str:
-    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -2,10 +2,18 @@
 
 from typing import Any
 
+from jaxptft.convert.albert import ALBERT
 from jaxptft.convert.bert import BERT
+from jaxptft.convert.distilbert import DISTILBERT
+from jaxptft.convert.electra import ELECTRA
+from jaxptft.convert.gpt2 import GPT2
+from jaxptft.convert.modernbert import MODERNBERT
+from jaxptft.convert.roberta import ROBERTA
 from jaxptft.convert.rules import Family
 
-FAMILIES: dict[str, Family] = {BERT.name: BERT}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (BERT, ROBERTA, DISTILBERT, ALBERT, ELECTRA, MODERNBERT, GPT2)
+}
 
 
 def find_family(name: Any) -> Family:

@@ -11,22 +11,22 @@ import numpy as np
 from jaxptft.convert import engine
 from jaxptft.convert.checkpoint import Checkpoint
 from jaxptft.convert.families import FAMILIES, find_family
+from jaxptft.convert.heads import Heads, check_heads, find_architecture
 from jaxptft.convert.hf_config import read_json, read_labels
 from jaxptft.convert.manifest import Manifest
+from jaxptft.convert.match import match
 from jaxptft.convert.native import DESCRIPTION, read_native, write_native
 from jaxptft.convert.rules import Config, Family
 from jaxptft.convert.staging import new_folder, tokenizer_files
 from jaxptft.convert.tensors import read_tensors, write_tensors
 from jaxptft.models import Params
 
-_HEADS = (None, "classification")
-
 
 def load(
     folder: str | Path,
     *,
     labels: Sequence[str] | None = None,
-    head: str | None = "classification",
+    heads: Heads = "source",
     family: str | None = None,
     allow_bin: bool = False,
     allow_unused: Sequence[str] = (),
@@ -34,15 +34,16 @@ def load(
 ) -> Checkpoint:
     """Reads a Hugging Face folder, or one of our own (`import_folder`).
 
-    `head` "classification" takes the classification head where the folder has one (params then hold "classifier"), None
-    leaves it aside. `labels` renames the classes. `family` stands in for an absent `model_type`. The patterns are
-    fnmatch over tensor names: `allow_unused` lets unknown tensors be left aside, `allow_missing` lets table tensors be
-    absent (an encoder saved without its pooler: "pooler.*"); fill the gaps with `complete(params, fresh)`.
+    `heads` "source" takes the heads of the architecture that config.json names, a tuple those of its names that the
+    folder has (each a key of params: "classifier", "mlm"), () none: what is left aside comes back on export. `labels`
+    renames the classes. `family` stands in for an absent `model_type`. The patterns are fnmatch over tensor names:
+    `allow_unused` lets unknown tensors be left aside, `allow_missing` lets table tensors be absent (an encoder saved
+    without its pooler: "pooler.*"); fill the gaps with `complete(params, fresh)`.
 
     Raises FileNotFoundError for absent files, and ValueError in one line for everything else that does not fit.
     """
     source = Path(folder)
-    opened = _open(source, head, family, allow_bin, allow_unused, allow_missing)
+    opened = _open(source, heads, family, allow_bin, allow_unused, allow_missing)
     try:
         params, extras, manifest = engine.import_tensors(
             opened.table, opened.config, opened.tensors, fields=opened.fields, **opened.arguments
@@ -63,15 +64,15 @@ def load(
 def inspect(
     folder: str | Path,
     *,
-    head: str | None = "classification",
+    heads: Heads = "source",
     family: str | None = None,
     allow_bin: bool = False,
     allow_unused: Sequence[str] = (),
     allow_missing: Sequence[str] = (),
 ) -> Manifest:
     """What `load` would make of a folder; what it would refuse among the tensors is listed under `problems`."""
-    opened = _open(Path(folder), head, family, allow_bin, allow_unused, allow_missing)
-    return engine.match(opened.table, opened.config, opened.tensors, **opened.arguments)[0]
+    opened = _open(Path(folder), heads, family, allow_bin, allow_unused, allow_missing)
+    return match(opened.table, opened.config, opened.tensors, fields=opened.fields, **opened.arguments)[0]
 
 
 def save(
@@ -96,16 +97,19 @@ def save(
     table = find_family(checkpoint.family)
     params = checkpoint.params if params is None else params
     labels = checkpoint.labels if labels is None else list(labels)
-    head = "classification" if "classifier" in params else None
+    heads = engine.heads_of(table, params)
     tensors = engine.export_tensors(table, checkpoint.config, params, checkpoint.extras, dtype=dtype)
-    manifest, _ = engine.match(
-        table, checkpoint.config, tensors, head=head, allow_unused=["*"], allow_missing=checkpoint.extras.absent
+    fields = _fields(table, checkpoint, heads, dtype)
+    manifest, _ = match(
+        table,
+        checkpoint.config,
+        tensors,
+        fields=fields,
+        heads=heads,
+        allow_unused=["*"],
+        allow_missing=checkpoint.extras.absent,
     )
-    if head and labels is not None and len(labels) != manifest.classes:
-        raise ValueError(f"{len(labels)} labels were given for a classifier of {manifest.classes} classes")
-    if labels is not None and len(set(labels)) < len(labels):
-        raise ValueError(f"labels must differ from each other, got {labels}")
-    fields = _fields(table, checkpoint, head, labels, dtype)
+    fields = _with_class_names(fields, labels, manifest.classes)
     files = checkpoint.tokenizer_files if tokenizer_from is None else tokenizer_files(tokenizer_from)
     with new_folder(folder, overwrite=overwrite) as staging:
         (staging / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
@@ -119,7 +123,7 @@ def import_folder(
     source: str | Path,
     destination: str | Path,
     *,
-    head: str | None = "classification",
+    heads: Heads = "source",
     family: str | None = None,
     allow_bin: bool = False,
     allow_unused: Sequence[str] = (),
@@ -129,7 +133,7 @@ def import_folder(
     """A Hugging Face folder -> our own folder. Arguments and refusals are those of `load` and `save`."""
     checkpoint = load(
         source,
-        head=head,
+        heads=heads,
         family=family,
         allow_bin=allow_bin,
         allow_unused=allow_unused,
@@ -157,25 +161,26 @@ class _Opened(NamedTuple):
     config: Config
     fields: Mapping[str, Any]
     tensors: Mapping[str, np.ndarray]
-    arguments: dict[str, Any]  # of the engine: head, allow_unused, allow_missing
+    arguments: dict[str, Any]  # of the engine: heads, allow_unused, allow_missing
 
 
 def _open(
     source: Path,
-    head: str | None,
+    heads: Heads,
     family: str | None,
     allow_bin: bool,
     allow_unused: Sequence[str],
     allow_missing: Sequence[str],
 ) -> _Opened:
-    if head not in _HEADS:
-        raise ValueError(f"head must be 'classification' or None, got {head!r}")
     if not source.is_dir():
         raise FileNotFoundError(f"{source} is not a folder: expected one with config.json and weights")
     if (source / DESCRIPTION).is_file():
         # What was imported once was accepted then; it is read through its own export.
         native = read_native(source)
-        table, config, fields = find_family(native.family), native.config, _fields_of(native)
+        table, config = find_family(native.family), native.config
+        fields = _fields(table, native, engine.heads_of(table, native.params), None)
+        if native.labels is not None:
+            fields = _with_class_names(fields, native.labels, len(native.labels))
         tensors = engine.export_tensors(table, config, native.params, native.extras)
         allow_unused, allow_missing = ["*"], native.extras.absent
     else:
@@ -183,16 +188,9 @@ def _open(
         table = _named_family(source / "config.json", fields, family)
         config = table.read_config(fields, allow_unused=allow_unused)
         tensors = read_tensors(source, allow_bin=allow_bin)
-    head = head if _is_classifier(table, fields) else None
-    arguments = {"head": head, "allow_unused": allow_unused, "allow_missing": allow_missing}
+    check_heads(table, heads)
+    arguments = {"heads": heads, "allow_unused": allow_unused, "allow_missing": allow_missing}
     return _Opened(table, config, fields, tensors, arguments)
-
-
-def _fields_of(native: Checkpoint) -> Mapping[str, Any]:
-    fields = native.extras.fields
-    if native.labels is None:
-        return fields
-    return {**fields, "id2label": {str(index): name for index, name in enumerate(native.labels)}}
 
 
 def _named_family(path: Path, fields: Mapping[str, Any], family: str | None) -> Family:
@@ -202,14 +200,6 @@ def _named_family(path: Path, fields: Mapping[str, Any], family: str | None) -> 
     if family is not None and named != family:
         raise ValueError(f"{path} says model_type {named!r}, but family={family!r} was asked for")
     return find_family(named)
-
-
-def _is_classifier(table: Family, fields: Mapping[str, Any]) -> bool:
-    # Other tasks' heads are called `classifier` too; only the architecture tells them apart.
-    named = fields.get("architectures") or []
-    if not isinstance(named, list):
-        raise ValueError(f"config.json: architectures must be a list of names, got {named!r}")
-    return not named or table.architectures["classification"] in named
 
 
 def _labels(
@@ -223,24 +213,42 @@ def _labels(
     if labels is not None and len(labels) != classes:
         raise ValueError(
             f"{source}: {len(labels)} labels were given where the classifier has {classes} classes; "
-            "pass head=None to start a new head"
+            "pass heads=() to start a new head"
         )
     return list(labels) if labels is not None else named or [f"LABEL_{index}" for index in range(classes)]
 
 
-def _fields(
-    table: Family, checkpoint: Checkpoint, head: str | None, labels: Sequence[str] | None, dtype: str | None
-) -> dict[str, Any]:
-    fields = table.write_config(checkpoint.config, checkpoint.extras.fields)
-    if head != checkpoint.extras.head or not fields.get("architectures"):
-        fields["architectures"] = [table.architectures[head]]
-    if head and labels is not None:
-        fields["id2label"] = {str(index): name for index, name in enumerate(labels)}
-        fields["label2id"] = {name: index for index, name in enumerate(labels)}
-        fields.pop("num_labels", None)
-        if head != checkpoint.extras.head:
-            fields.pop("problem_type", None)
+def _fields(table: Family, checkpoint: Checkpoint, heads: Sequence[str], dtype: str | None) -> dict[str, Any]:
+    """The config.json of what is written, but for the names of its classes."""
+    extras = checkpoint.extras
+    fields = table.write_config(checkpoint.config, extras.fields)
+    if not extras.restores(heads) or not fields.get("architectures"):
+        fields["architectures"] = [find_architecture(table, heads)]
+    if extras.names and not extras.restores(heads):
+        # They are about the head that stays behind.
+        for name in ("id2label", "label2id", "num_labels", "problem_type"):
+            fields.pop(name, None)
+        if any(table.heads[head].tied for head in heads):
+            fields.pop("tie_word_embeddings", None)
     if dtype is not None:
         fields["dtype"] = dtype
         fields.pop("torch_dtype", None)
     return fields
+
+
+def _with_class_names(fields: Mapping[str, Any], labels: Sequence[str] | None, classes: int | None) -> dict[str, Any]:
+    """A config.json that names the classes; ValueError for labels that do not fit them."""
+    if labels is not None and len(set(labels)) < len(labels):
+        raise ValueError(f"labels must differ from each other, got {labels}")
+    if classes is None:
+        return dict(fields)
+    if labels is not None and len(labels) != classes:
+        raise ValueError(f"{len(labels)} labels were given for a classifier of {classes} classes")
+    names = labels or read_labels(fields)
+    if names is None or len(names) != classes:
+        names = [f"LABEL_{index}" for index in range(classes)]
+    named = {
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+    return {**{name: value for name, value in fields.items() if name != "num_labels"}, **named}

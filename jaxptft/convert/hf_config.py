@@ -1,36 +1,19 @@
-"""Hugging Face's config.json <-> our config, with an audit of every field.
+"""Hugging Face's config.json <-> our configs, with an audit of every field.
 
 A field is translated, known to change nothing that is computed here, or refused by name: a checkpoint whose
 config asks for something else must not load as something it is not.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import MISSING, dataclass, field, replace
+from dataclasses import fields as fields_of
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from jaxptft.models import BertConfig
-
-_BERT_FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "width",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "intermediate_size": "mlp_width",
-    "hidden_act": "activation",
-    "max_position_embeddings": "positions",
-    "type_vocab_size": "token_types",
-    "layer_norm_eps": "norm_epsilon",
-    "hidden_dropout_prob": "dropout",
-    "attention_probs_dropout_prob": "attention_dropout",
-    "classifier_dropout": "head_dropout",
-    "initializer_range": "initializer_range",
-    "pad_token_id": "pad_id",
-}
-
-# Fields that would change what is computed, with the only values that do not.
-_BERT_REQUIRED: dict[str, tuple[Any, ...]] = {
+REQUIRED: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("absolute", None),
     "is_decoder": (False, None),
     "add_cross_attention": (False, None),
@@ -39,6 +22,7 @@ _BERT_REQUIRED: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "auto_map": (None, {}),
 }
+"""Fields of any family that would change what is computed, with the only values that do not."""
 
 # Fields that describe, or that steer what is not done here (caching, generation, tracing, output format).
 _DESCRIBING = """
@@ -54,7 +38,8 @@ _DESCRIBING = """
     forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
     begin_suppress_tokens xla_device model_max_length
 """
-_HARMLESS = frozenset(_DESCRIBING.split())
+HARMLESS = frozenset(_DESCRIBING.split())
+"""What every family may carry along unread."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -88,19 +73,18 @@ def read_labels(fields: Mapping[str, Any]) -> list[str] | None:
     return [by_id[index] for index in range(len(by_id))]
 
 
-def read_bert(fields: Mapping[str, Any], *, allow_unused: Sequence[str] = ()) -> BertConfig:
-    """BertConfig from the fields of a config.json; absent fields take Hugging Face's defaults, which are ours.
-
-    Raises ValueError for a value out of range, a field that asks for another computation, and an unknown field
-    unless a pattern of `allow_unused` matches "config.<field>".
-    """
-    for name, accepted in _BERT_REQUIRED.items():
+def refuse_changed(fields: Mapping[str, Any], required: Mapping[str, tuple[Any, ...]]) -> None:
+    """ValueError for a field with another value than those `required` names for it."""
+    for name, accepted in required.items():
         if name in fields and fields[name] not in accepted:
             raise ValueError(
                 f"config.json: {name} is {fields[name]!r}, which changes what the model computes and is not supported "
                 f"(supported: {accepted[0]!r})"
             )
-    known = _BERT_FIELDS.keys() | _BERT_REQUIRED.keys() | _HARMLESS
+
+
+def refuse_unknown(fields: Mapping[str, Any], known: AbstractSet[str], allow_unused: Sequence[str] = ()) -> None:
+    """ValueError for a field that is neither known nor matched as "config.<field>" by a pattern of `allow_unused`."""
     unknown = sorted(
         name
         for name in fields
@@ -113,21 +97,81 @@ def read_bert(fields: Mapping[str, Any], *, allow_unused: Sequence[str] = ()) ->
             f"config.json: unknown field {', '.join(unknown)} may change what the model computes; "
             f"if it does not, pass allow_unused=['config.{unknown[0]}']"
         )
-    try:
-        return BertConfig(**{ours: fields[theirs] for theirs, ours in _BERT_FIELDS.items() if theirs in fields})
-    except (ValueError, TypeError) as error:
-        message = str(error)
-        for theirs, ours in _BERT_FIELDS.items():
-            message = message.replace(f"BertConfig.{ours} ", f"{theirs} ")
-        raise ValueError(f"config.json: {message}") from None
 
 
-def write_bert(config: BertConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config.json for `config`: the translated ones renewed, the others as `fields` has them."""
-    translated = {theirs: getattr(config, ours) for theirs, ours in _BERT_FIELDS.items()}
-    untouched = {"classifier_dropout"} if config.head_dropout is None else set()
-    written = {"model_type": "bert", **fields}
-    for name, value in translated.items():
-        if name in fields or name not in untouched:
-            written[name] = value
-    return {**written, "model_type": "bert"}
+def _same(values: dict[str, Any]) -> dict[str, Any]:
+    return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigTable:
+    """How the config.json of one `model_type` and our config say the same.
+
+    fields: their name -> ours. defaults: what Hugging Face takes for an absent field, by its name, where ours differs.
+    fixed: what all models of the family have and no field says, by our names. required, harmless: as `REQUIRED` and
+    `HARMLESS`, beyond those. to_ours, to_theirs: functions on the values by our names, for what one field alone does
+    not say; they run after reading and before writing.
+    """
+
+    model_type: str
+    config: type
+    fields: Mapping[str, str]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    harmless: AbstractSet[str] = frozenset()
+    to_ours: Callable[[dict[str, Any]], dict[str, Any]] = _same
+    to_theirs: Callable[[dict[str, Any]], dict[str, Any]] = _same
+
+    def read(self, fields: Mapping[str, Any], *, allow_unused: Sequence[str] = ()) -> Any:
+        """Our config from the fields of a config.json; absent fields take Hugging Face's defaults.
+
+        Raises ValueError for a value out of range, a field that asks for another computation, and an unknown field
+        unless a pattern of `allow_unused` matches "config.<field>".
+        """
+        required = {**REQUIRED, **self.required}
+        refuse_changed(fields, required)
+        refuse_unknown(fields, self.fields.keys() | required.keys() | HARMLESS | self.harmless, allow_unused)
+        values = {ours: self._absent(theirs, ours) for theirs, ours in self.fields.items()}
+        values |= {ours: fields[theirs] for theirs, ours in self.fields.items() if theirs in fields}
+        try:
+            return self.config(**self.to_ours({**values, **self.fixed}))
+        except (ValueError, TypeError) as error:
+            message = str(error)
+            for theirs, ours in self.fields.items():
+                message = message.replace(f"{self.config.__name__}.{ours} ", f"{theirs} ")
+            raise ValueError(f"config.json: {message}") from None
+
+    def write(self, config: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a config.json for `config`: the translated ones renewed, the others as `fields` has them.
+
+        Raises ValueError for a config that no config.json of the family can express.
+        """
+        if not isinstance(config, self.config):
+            raise ValueError(
+                f"family {self.model_type} has configs of type {self.config.__name__}, got {type(config).__name__}"
+            )
+        values = self.to_theirs({item.name: getattr(config, item.name) for item in fields_of(config)})
+        translated = {theirs: values[ours] for theirs, ours in self.fields.items()}
+        expressed = self.read(translated)
+        if "dtype" in values:  # what is computed in, which is no property of a checkpoint
+            expressed = replace(expressed, dtype=config.dtype)
+        for item in fields_of(config):
+            said, meant = getattr(expressed, item.name), getattr(config, item.name)
+            if said != meant:
+                raise ValueError(
+                    f"family {self.model_type} cannot express {self.config.__name__}.{item.name} {meant!r} "
+                    f"in a config.json: its models have {said!r}"
+                )
+        written = {"model_type": self.model_type, **fields}
+        for theirs, value in translated.items():
+            if theirs in fields or value is not None or self._absent(theirs, self.fields[theirs]) is not None:
+                written[theirs] = value
+        return {**written, "model_type": self.model_type}
+
+    def _absent(self, theirs: str, ours: str) -> Any:
+        """What an absent field means."""
+        if theirs in self.defaults:
+            return self.defaults[theirs]
+        default = next(item.default for item in fields_of(self.config) if item.name == ours)
+        return None if default is MISSING else default

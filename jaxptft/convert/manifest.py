@@ -17,14 +17,15 @@ class Entry(NamedTuple):
 class Manifest:
     """What became of every tensor of a checkpoint.
 
-    used: became parameters. kept: known buffers, written back on export. unused: no parameter (the heads of
-    other tasks, and what was allowed by pattern), written back only when the same kind of model is exported.
-    missing: what the table has and the source lacks. tied: names whose values equal another tensor's by design.
+    heads: the heads taken, by their keys in the parameters; classes: how many they tell apart, None where that is not
+    free. used: became parameters. kept: known buffers and copies of parameters, written back on export. unused: no
+    parameter (the heads of other tasks, and what was allowed by pattern), written back only when the same kind of model
+    is exported. missing: what the table has and the source lacks. tied: names whose values equal another's by design.
     problems: why an import would be refused, one line each; empty for whatever was imported.
     """
 
     family: str
-    head: str | None = None
+    heads: tuple[str, ...] = ()
     classes: int | None = None
     used: tuple[Entry, ...] = ()
     kept: tuple[Entry, ...] = ()
@@ -42,6 +43,7 @@ class Manifest:
         return {
             **asdict(self),
             **entries,
+            "heads": list(self.heads),
             "missing": list(self.missing),
             "tied": dict(self.tied),
             "problems": list(self.problems),
@@ -56,7 +58,7 @@ class Manifest:
         }
         return cls(
             family=value["family"],
-            head=value["head"],
+            heads=tuple(value["heads"]),
             classes=value["classes"],
             missing=tuple(value["missing"]),
             tied=tuple(value["tied"].items()),
@@ -65,8 +67,9 @@ class Manifest:
         )
 
     def __str__(self) -> str:
-        head = f"{self.head} over {self.classes} classes" if self.head else "none"
-        lines = [f"family {self.family}, head {head}"]
+        heads = ", ".join(self.heads) or "none"
+        over = f" over {self.classes} classes" if self.classes else ""
+        lines = [f"family {self.family}, heads {heads}{over}"]
         for title, entries in (("used", self.used), ("kept", self.kept), ("unused", self.unused)):
             lines.append(f"{title}: {len(entries)}")
             for entry in entries:

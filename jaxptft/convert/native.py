@@ -19,7 +19,7 @@ from jaxptft.convert.staging import new_folder, tokenizer_files
 
 DESCRIPTION = "jaxptft.json"
 WEIGHTS = "params.msgpack"
-_FORMAT = 1
+_FORMAT = 2
 
 
 def write_native(folder: str | Path, checkpoint: Checkpoint, *, overwrite: bool = False) -> None:
@@ -65,12 +65,13 @@ def read_native(folder: str | Path) -> Checkpoint:
         if hashlib.sha256(weights).hexdigest() != description["sha256"][WEIGHTS]:
             raise ValueError(f"{source / WEIGHTS} has another SHA-256 than it was written with: import again")
         family = find_family(description["family"])
-        extras: dict[str, Any] = {**description["extras"], "absent": tuple(description["extras"]["absent"])}
+        tuples = {name: tuple(description["extras"][name]) for name in ("absent", "heads")}
+        extras: dict[str, Any] = {**description["extras"], **tuples}
         manifest = description["manifest"]
         tree: Any = msgpack_restore(weights)
         return Checkpoint(
             family=family.name,
-            config=family.config(**description["config"]),
+            config=family.config(**{name: _as_tuple(value) for name, value in description["config"].items()}),
             params=tree["params"],
             labels=description["labels"],
             extras=Extras(tensors=tree["extras"], **extras),
@@ -79,3 +80,8 @@ def read_native(folder: str | Path) -> Checkpoint:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{source / DESCRIPTION} is damaged: {type(error).__name__} {error}") from None
+
+
+def _as_tuple(value: Any) -> Any:
+    # JSON has no tuples, and configs, which are hashed, no lists.
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value

@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxptft.models import BertConfig
-
-Config = BertConfig
-"""The configs of the families at hand; another family widens this union."""
+Config = Any
+"""The frozen config of a family's architecture, from `models`; it counts its layers in `layers`."""
 
 
 class Layout(NamedTuple):
@@ -36,24 +34,60 @@ class Rule(NamedTuple):
     shape: tuple[int, ...]
 
 
+def table(theirs: str, ours: str, rows: int, width: int) -> list[Rule]:
+    """An embedding table."""
+    return [Rule(f"{theirs}.weight", f"{ours}/embedding", IDENTITY, (rows, width))]
+
+
+def dense(theirs: str, ours: str, inputs: int, outputs: int, *, bias: bool = True) -> list[Rule]:
+    """A `torch.nn.Linear`, which holds the transpose of our kernel."""
+    rules = [Rule(f"{theirs}.weight", f"{ours}/kernel", TRANSPOSE, (outputs, inputs))]
+    return [*rules, Rule(f"{theirs}.bias", f"{ours}/bias", IDENTITY, (outputs,))] if bias else rules
+
+
+def norm(theirs: str, ours: str, width: int, *, bias: bool = True) -> list[Rule]:
+    """A layer normalization, with or without a bias."""
+    rules = [Rule(f"{theirs}.weight", f"{ours}/scale", IDENTITY, (width,))]
+    return [*rules, Rule(f"{theirs}.bias", f"{ours}/bias", IDENTITY, (width,))] if bias else rules
+
+
+class Head(NamedTuple):
+    """What stands on a backbone for one task.
+
+    `rules` takes the config and the number of classes, which is 0 where the head has no free size (not `sized`).
+    `needs` are those of the family's optional backbone tensors (patterns) that the head reads. `tied` heads project
+    onto the vocabulary through the word table.
+    """
+
+    rules: Callable[[Config, int], list[Rule]]
+    sized: bool = False
+    needs: tuple[str, ...] = ()
+    tied: bool = False
+
+
 class Family(NamedTuple):
     """All the converter knows of one `model_type`.
 
     Names in the tables are without `prefix`, which checkpoints with a head carry and bare backbones do not.
-    `buffers`, `other_heads` are fnmatch patterns over such names: tensors without parameters (kept and written back)
-    and the heads of other tasks (kept aside, stated in the manifest). `spellings` are older endings of names.
-    `tied` maps a name to the name it shares its values with. `architectures` are those with no head and with ours.
+    `heads` are by their key in our parameters. `architectures` gives the keys of the heads that each of Hugging Face's
+    classes has, () for the bare backbone; export writes the first that has the heads at hand and no other, else the
+    first that has them. `optional` are patterns of backbone tensors that an architecture lacks where none of its heads
+    needs them. `buffers`, `other_heads` are fnmatch patterns too: tensors without parameters (kept and written back),
+    and the names of heads, known to belong to another task where no head at hand takes them (left aside, stated in the
+    manifest). `spellings` are older endings of names. `tied` maps a name to the name it shares its values with; a
+    source may hold either or both.
     """
 
     name: str
-    config: type[Config]
+    config: type
     prefix: str
     backbone_rules: Callable[[Config], list[Rule]]
-    head_rules: Callable[[Config, int], list[Rule]]
-    buffers: tuple[str, ...]
-    other_heads: tuple[str, ...]
-    spellings: tuple[tuple[str, str], ...]
-    tied: Mapping[str, str]
-    architectures: Mapping[str | None, str]
+    heads: Mapping[str, Head]
+    architectures: Mapping[str, tuple[str, ...]]
     read_config: Callable[..., Config]
     write_config: Callable[[Config, Mapping[str, Any]], dict[str, Any]]
+    optional: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
+    other_heads: tuple[str, ...] = ()
+    spellings: tuple[tuple[str, str], ...] = ()
+    tied: Mapping[str, str] = {}

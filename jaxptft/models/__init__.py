@@ -1,6 +1,28 @@
 """Architectures in Flax Linen, one a file, handed out as `Model` pairs of pure functions."""
 
-from jaxptft.models.bert import Bert, BertClassifier, BertConfig, classifier, encoder, features
+from jaxptft.models.bert import classifier, encoder
+from jaxptft.models.bert_config import BertConfig
+from jaxptft.models.build import build, features
+from jaxptft.models.decoding import Decoder, Generated, generate
+from jaxptft.models.gpt2 import decoder
+from jaxptft.models.gpt2_config import Gpt2Config
 from jaxptft.models.model import Model, Params
+from jaxptft.models.modernbert_config import ModernBertConfig
+from jaxptft.models.sampling import Sampling
 
-__all__ = ["Bert", "BertClassifier", "BertConfig", "Model", "Params", "classifier", "encoder", "features"]
+__all__ = [
+    "BertConfig",
+    "Decoder",
+    "Generated",
+    "Gpt2Config",
+    "Model",
+    "ModernBertConfig",
+    "Params",
+    "Sampling",
+    "build",
+    "classifier",
+    "decoder",
+    "encoder",
+    "features",
+    "generate",
+]

@@ -1,18 +1,19 @@
-"""The blocks of an encoder: layer normalization, dropout, activations, attention and the post-norm layer.
+"""The blocks of a transformer: normalization, dropout, activations, attention with its masks, and the MLP.
 
 Parameters are float32 whatever the compute dtype; statistics of LayerNorm and softmax are taken in float32.
-The layer is the original transformer's (Vaswani et al. 2017, section 3.1, norm after the residual sum) as BERT uses it
-(Devlin et al. 2019, arXiv:1810.04805).
+Attention is the original transformer's (Vaswani et al. 2017, section 3.2); which keys a query sees is one mask, made
+from the batch by `attention_mask`, for padded and for packed rows alike.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 
 def _exact_gelu(x: Array) -> Array:
@@ -96,23 +97,44 @@ class Dense(nn.Module):
         return (rows @ kernel.astype(self.dtype) + bias.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
 
 
+def attention_mask(batch: Mapping[str, Any], shape: tuple[int, ...]) -> Bool[Array, "batch queries keys"]:
+    """Which keys a query sees, for rows of `shape` (batch, length); `queries` is 1 where all see the same.
+
+    With `segment_ids` (packed rows) those of its own segment, padding being the segment 0; otherwise those that
+    `attention_mask` marks; all where the batch has neither.
+    """
+    segments, mask = batch.get("segment_ids"), batch.get("attention_mask")
+    if segments is not None:
+        return segments[:, :, None] == segments[:, None, :]
+    return (jnp.ones(shape, bool) if mask is None else jnp.asarray(mask, bool))[:, None]
+
+
+def position_ids(batch: Mapping[str, Any], length: int) -> Int[Array, "#batch length"]:
+    """Where each token stands in its text: the batch's `position_ids` (packed rows), or 0 to length - 1."""
+    positions = batch.get("position_ids")
+    return jnp.arange(length)[None] if positions is None else positions
+
+
 def attend(
     q: Float[Array, "batch length heads head_width"],
     k: Float[Array, "batch length heads head_width"],
     v: Float[Array, "batch length heads head_width"],
-    mask: Bool[Array, "batch length"],
+    mask: Bool[Array, "batch length"] | Bool[Array, "batch queries keys"] | Bool[Array, "batch heads queries keys"],
     *,
     drop: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "batch length heads head_width"]:
-    """Softmax attention over the positions where `mask` is True, softmax(q k^T / sqrt(head_width)) v.
+    """Softmax attention over the keys where `mask` is True, softmax(q k^T / sqrt(head_width)) v.
 
+    The mask may leave out the axes of heads and queries, or have them as 1: all of them then see the same keys.
     `drop` acts on the probabilities, which `jax.nn.dot_product_attention` does not offer: only then is the
-    attention written out. A row without a single True position attends to all alike, so it stays finite.
+    attention written out. A query without a single True key attends to all alike, so it stays finite.
     """
+    if mask.ndim < 4:
+        mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
     if drop is None:
-        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
+        return jax.nn.dot_product_attention(q, k, v, mask=mask)
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
-    scores = jnp.where(mask[:, None, None, :], scores, -0.7 * jnp.finfo(jnp.float32).max)
+    scores = jnp.where(mask, scores, -0.7 * jnp.finfo(jnp.float32).max)
     probabilities = drop(jax.nn.softmax(scores, axis=-1)).astype(v.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", probabilities, v)
 
@@ -132,7 +154,7 @@ class Attention(nn.Module):
         self.drop = Dropout(self.attention_dropout)
 
     def __call__(
-        self, x: Float[Array, "batch length width"], mask: Bool[Array, "batch length"], *, active: bool
+        self, x: Float[Array, "batch length width"], mask: Bool[Array, "batch queries keys"], *, active: bool
     ) -> Float[Array, "batch length width"]:
         by_head = (*x.shape[:-1], self.heads, self.width // self.heads)
         # Three products, not one over joined kernels: joining them at run time measured 20 % slower on CPU.

@@ -13,11 +13,11 @@ class Source(Settings):
     """What the commands that read a Hugging Face folder share."""
 
     source: tyro.conf.Positional[Path]
-    """a Hugging Face folder: config.json and weights (safetensors, sharded or not; flax_model.msgpack)"""
+    """a Hugging Face folder: config.json and weights (safetensors, sharded or not; flax_model.msgpack), or a run"""
     family: str | None = None
     """the architecture, where config.json names none"""
-    head: Literal["classification", "none"] = "classification"
-    """none: leave a classification head aside"""
+    heads: tuple[str, ...] = ("source",)
+    """source: those of its architecture; none; or some of them by name (classifier, mlm ...)"""
     allow_bin: bool = False
     """read pytorch_model.bin (never through a raw unpickle)"""
     allow_unused: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ def inspect_source(config: Inspect, *, say: Callable[[str], None] = print) -> No
     """Print the manifest; ValueError when an import would be refused."""
     from jaxptft import convert
 
-    manifest = convert.inspect(config.source, **_options(config))
+    manifest = convert.inspect(_weights(config.source), **_options(config))
     say(str(manifest))
     if manifest.problems:
         raise ValueError(f"{config.source} would be refused: {len(manifest.problems)} problems, listed above")
@@ -67,7 +67,8 @@ def import_source(config: Import, *, say: Callable[[str], None] = print) -> None
     from jaxptft import convert
 
     options = _options(config)
-    say(str(convert.import_folder(config.source, config.destination, overwrite=config.overwrite, **options)))
+    source = _weights(config.source)
+    say(str(convert.import_folder(source, config.destination, overwrite=config.overwrite, **options)))
 
 
 def export_source(config: Export, *, say: Callable[[str], None] = print) -> None:
@@ -78,10 +79,18 @@ def export_source(config: Export, *, say: Callable[[str], None] = print) -> None
     say(str(convert.export_folder(config.source, config.destination, **options)))
 
 
+def _weights(source: Path) -> Path:
+    """The folder to read: of a run, its model."""
+    from jaxptft.recipes.model_source import locate
+
+    return locate(source) if (source / "config.yaml").is_file() else source
+
+
 def _options(config: Source) -> dict:
+    names = {"source": "source", "none": ()}
     return {
         "family": config.family,
-        "head": None if config.head == "none" else config.head,
+        "heads": names.get(" ".join(config.heads), config.heads),
         "allow_bin": config.allow_bin,
         "allow_unused": config.allow_unused,
         "allow_missing": config.allow_missing,

@@ -23,7 +23,11 @@ def test_manifest_accounts_for_every_tensor(folders):
     listed = [entry.hf_name for entry in (*manifest.used, *manifest.kept, *manifest.unused)]
     assert sorted(listed) == sorted(tensors)
     assert [entry.hf_name for entry in manifest.kept] == ["bert.embeddings.position_ids"]
-    assert {entry.hf_name.split(".")[0] for entry in manifest.unused} == {"cls"}
+    assert not manifest.unused
+    assert manifest.heads == ("mlm", "nsp")
+    assert {entry.hf_name for entry in manifest.used if entry.hf_name.startswith("cls.")} == {
+        name for name in tensors if name.startswith("cls.")
+    }
     assert all(tensors[entry.hf_name].shape == entry.shape for entry in manifest.used)
     assert not manifest.missing
     assert not manifest.problems
@@ -32,6 +36,9 @@ def test_manifest_accounts_for_every_tensor(folders):
     assert "bert.embeddings.word_embeddings.weight [float32 30x8] -> backbone/embeddings/word/embedding" in text
     assert "kept: 1\n  bert.embeddings.position_ids [int64 1x10]" in text
     assert convert.load(source).manifest == manifest
+    without = convert.inspect(source, heads=())
+    assert {entry.hf_name.split(".")[0] for entry in without.unused} == {"cls"}
+    assert not without.heads
 
 
 def test_inspect_lists_what_load_refuses(folders):
@@ -40,7 +47,7 @@ def test_inspect_lists_what_load_refuses(folders):
     manifest = convert.inspect(source)
     assert manifest.problems[0].startswith("1 tensor unknown to family bert: adapter.weight")
     assert "problem: 1 tensor unknown" in str(manifest)
-    assert manifest.head == "classification"
+    assert manifest.heads == ("classifier",)
     assert manifest.classes == 2
 
 
@@ -118,8 +125,8 @@ def test_labels(folders):
     source = folders.make("source", id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1})
     assert convert.load(source).labels == ["no", "yes"]
     assert convert.load(source, labels=["down", "up"]).labels == ["down", "up"]
-    refused(source, "3 labels were given where the classifier has 2 classes; pass head=None", labels=["a", "b", "c"])
-    checkpoint = convert.load(source, head=None, labels=["a", "b", "c"])
+    refused(source, r"3 labels were given where the classifier has 2 classes; pass heads=\(\)", labels=["a", "b", "c"])
+    checkpoint = convert.load(source, heads=(), labels=["a", "b", "c"])
     assert checkpoint.labels == ["a", "b", "c"]
     assert "classifier" not in checkpoint.params
     folders.configure(source, drop=["id2label", "label2id"])
@@ -136,18 +143,19 @@ def test_labels(folders):
 
 def test_model_type(folders):
     source = folders.make("source")
-    refused(source, "head must be 'classification' or None, got 'tokens'", head="tokens")
+    refused(source, "heads must be 'source' or a tuple of names among classifier, .*, got 'mlm'", heads="mlm")
+    refused(source, "family bert has no head 'tokens': expected one of classifier, token_classifier", heads=("tokens",))
     refused(source, "says model_type 'bert', but family='gpt2' was asked for", family="gpt2")
     folders.configure(source, drop=["model_type"])
-    refused(source, r"names no model_type: pass family= \(one of bert\)")
+    refused(source, r"names no model_type: pass family= \(one of albert, bert, distilbert")
     assert convert.load(source, family="bert").family == "bert"
-    refused(source, "model_type 'gpt2' is not supported: expected one of bert", family="gpt2")
+    refused(source, "model_type 't5' is not supported: expected one of albert, bert", family="t5")
     folders.configure(source, model_type="bert", architectures="BertModel")
     refused(source, "architectures must be a list of names, got 'BertModel'")
     folders.configure(source, model_type=["bert"])
     refused(source, r"model_type \['bert'\] is not supported")
-    folders.configure(source, model_type="roberta")
-    refused(source, "model_type 'roberta' is not supported: expected one of bert")
+    folders.configure(source, model_type="t5")
+    refused(source, "model_type 't5' is not supported: expected one of albert, bert")
 
 
 @pytest.mark.parametrize(
@@ -298,12 +306,12 @@ def test_our_own_folder_loads_as_its_source_does(folders, assert_same_tensors):
     native = folders.root / "native"
     convert.import_folder(source, native)
     assert convert.inspect(native) == convert.inspect(source)
-    for head in ("classification", None):
-        ours, theirs = convert.load(native, head=head), convert.load(source, head=head)
+    for heads in ("source", ()):
+        ours, theirs = convert.load(native, heads=heads), convert.load(source, heads=heads)
         assert (ours.labels, ours.config, ours.manifest) == (theirs.labels, theirs.config, theirs.manifest)
         assert ours.params.keys() == theirs.params.keys()
-        convert.save(folders.root / f"back_{head}", ours)
-        assert_same_tensors(folders.tensors(source), folders.tensors(folders.root / f"back_{head}"))
+        convert.save(folders.root / f"back_{len(heads)}", ours)
+        assert_same_tensors(folders.tensors(source), folders.tensors(folders.root / f"back_{len(heads)}"))
 
 
 def test_native_folder_refuses_damage(folders):
@@ -318,11 +326,11 @@ def test_native_folder_refuses_damage(folders):
     with pytest.raises(FileNotFoundError, match=r"params\.msgpack does not exist: import the model again"):
         convert.read_native(native)
     (native / "params.msgpack").write_bytes(b"")
-    (native / "jaxptft.json").write_text('{"format": 1}')
+    (native / "jaxptft.json").write_text('{"format": 2}')
     with pytest.raises(ValueError, match=r"jaxptft\.json is damaged: KeyError 'sha256'"):
         convert.read_native(native)
     (native / "jaxptft.json").write_text('{"format": 7}')
-    with pytest.raises(ValueError, match=r"jaxptft\.json is of format 7, expected 1"):
+    with pytest.raises(ValueError, match=r"jaxptft\.json is of format 7, expected 2"):
         convert.read_native(native)
     (native / "jaxptft.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"jaxptft\.json does not exist"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from jaxptft.models.layers import ACTIVATIONS, LayerNorm, attend, dropout
+from jaxptft.models.layers import ACTIVATIONS, LayerNorm, attend, attention_mask, dropout, position_ids
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -57,3 +57,23 @@ def test_the_two_attentions_agree_and_ignore_masked_positions():
         attn_mask=torch.tensor(np.asarray(mask))[:, None, None, :],
     ).transpose(1, 2)
     np.testing.assert_allclose(fused, theirs.numpy(), atol=1e-6)
+
+
+def test_attention_takes_a_mask_with_or_without_the_axes_that_share_it():
+    q, k, v = (jax.random.normal(jax.random.key(index), (2, 5, 3, 4)) for index in range(3))
+    mask = jnp.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
+    expected = attend(q, k, v, mask)
+    np.testing.assert_array_equal(attend(q, k, v, mask[:, None]), expected)
+    np.testing.assert_array_equal(attend(q, k, v, mask[:, None, None]), expected)
+    np.testing.assert_allclose(attend(q, k, v, jnp.tile(mask[:, None], (1, 5, 1))), expected, atol=1e-6)
+
+
+def test_masks_and_positions_come_from_the_batch():
+    # By hand: two texts of 2 and 1 tokens, and one place of padding.
+    packed = {"segment_ids": jnp.array([[1, 1, 2, 0]]), "position_ids": jnp.array([[0, 1, 0, 0]])}
+    expected = [[[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]]
+    np.testing.assert_array_equal(attention_mask({**packed, "attention_mask": jnp.ones((1, 4))}, (1, 4)), expected)
+    np.testing.assert_array_equal(position_ids(packed, 4), packed["position_ids"])
+    np.testing.assert_array_equal(attention_mask({"attention_mask": jnp.array([[1, 0]])}, (1, 2)), [[[True, False]]])
+    np.testing.assert_array_equal(attention_mask({}, (1, 2)), [[[True, True]]])
+    np.testing.assert_array_equal(position_ids({}, 3), [[0, 1, 2]])

@@ -31,8 +31,26 @@ def test_inspect_shows_what_an_import_would_use(command, classifier):
 
 
 def test_without_its_head(command, classifier, tmp_path):
-    assert command("convert", "import", classifier, tmp_path / "flax", "--head", "none").status == 0
+    assert command("convert", "import", classifier, tmp_path / "flax", "--heads", "none").status == 0
     assert json.loads((tmp_path / "flax/jaxptft.json").read_text())["labels"] is None
+
+
+def test_heads_by_name(command, refused, classifier, tmp_path):
+    assert command("convert", "inspect", classifier).out.startswith("family bert, heads classifier over 2 classes")
+    told = command("convert", "inspect", classifier, "--heads", "mlm", "classifier")
+    assert told.out.startswith("family bert, heads classifier over 2 classes")
+    assert command("convert", "inspect", classifier, "--heads", "mlm").out.startswith("family bert, heads none")
+    message = "family bert has no head 'tokens': expected one of classifier, token_classifier"
+    assert message in refused("convert", "import", classifier, tmp_path / "flax", "--heads", "tokens")
+
+
+def test_a_run_folder_stands_for_its_model(command, refused, classifier, tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    assert "is a run that has no model/ yet" in refused("convert", "inspect", tmp_path)
+    (tmp_path / "model").symlink_to(classifier)
+    assert command("convert", "inspect", tmp_path).out == command("convert", "inspect", classifier).out
+    assert command("convert", "import", tmp_path, tmp_path / "flax").status == 0
+    assert (tmp_path / "flax/params.msgpack").is_file()
 
 
 def test_what_is_there_is_kept_unless_told_otherwise(command, refused, classifier, tmp_path):
@@ -65,8 +83,8 @@ def test_what_does_not_fit_is_refused(refused, classifier, tmp_path):
     assert "is not a folder" in refused("convert", "inspect", tmp_path / "nowhere")
     assert "config.json does not exist" in refused("convert", "import", tmp_path, tmp_path / "flax")
     assert "jaxptft.json does not exist" in refused("convert", "export", classifier, tmp_path / "out")
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    assert "gpt2" in refused("convert", "import", tmp_path, tmp_path / "flax")
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    assert "model_type 't5' is not supported" in refused("convert", "import", tmp_path, tmp_path / "flax")
     (tmp_path / "config.json").write_text("{")
     assert "is not valid JSON" in refused("convert", "inspect", tmp_path)
     assert "SOURCE, DESTINATION must be given" in refused("convert", "import", classifier)

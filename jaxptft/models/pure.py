@@ -1,0 +1,54 @@
+"""A Linen module as pure functions, and the checks that every architecture's `build` makes first."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+from jaxtyping import Array, Key
+
+from jaxptft.models.heads import flatten_choices
+from jaxptft.models.model import Model, Params
+
+Batch = Mapping[str, Any]
+
+
+def as_model(module: nn.Module, *, dropouts: tuple[float, ...]) -> Model:
+    """The pair of functions around a module called with (batch, train=); `dropouts` are the rates that need a key."""
+
+    def init(rng: Key[Array, ""], batch: Batch) -> Params:
+        return module.init({"params": rng}, batch)["params"]  # type: ignore[return-value]
+
+    def apply(params: Params, batch: Batch, *, rng: Key[Array, ""] | None = None, train: bool = False) -> Any:
+        if train and rng is None and any(rate > 0 for rate in dropouts):
+            raise ValueError("train=True with dropout needs rng: pass a key, or a config whose dropouts are 0")
+        rngs = None if rng is None else {"dropout": rng}
+        return module.apply({"params": params}, batch, train=train, rngs=rngs)
+
+    return Model(init, apply)
+
+
+def as_features(backbone: nn.Module, *, stop: int) -> Callable[[Params, Batch], Array]:
+    """(params, batch) -> what the backbone gives at depth `stop`, dropout off; an axis of choices is kept."""
+
+    def apply(params: Params, batch: Batch) -> Array:
+        leading = batch["input_ids"].shape[:-1]
+        flat = flatten_choices(batch) if len(leading) == 2 else batch
+        hidden: Any = backbone.apply({"params": params["backbone"]}, flat, train=False, stop=stop)
+        return hidden.reshape(*leading, *hidden.shape[1:])
+
+    return apply
+
+
+def check_classes(task: str, classes: int | None, *, sized: tuple[str, ...]) -> None:
+    """ValueError where a task among `sized` has no proper number of classes, or another one has any."""
+    if task not in sized:
+        if classes is not None:
+            raise ValueError(f"task {task!r} has no classes to choose, got classes={classes!r}: leave it out")
+    elif not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
+        raise ValueError(f"classes must be an integer of at least 1, got {classes!r}")
+
+
+def check_depth(name: str, depth: int | None, *, layers: int, most: int) -> None:
+    """ValueError where a depth is given and is not from 0 to `most`."""
+    if depth is not None and (not isinstance(depth, int) or isinstance(depth, bool) or not 0 <= depth <= most):
+        raise ValueError(f"{name} must be an integer from 0 to {most} for {layers} layers, got {depth!r}")
