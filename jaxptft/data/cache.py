@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,23 @@ def read_manifest(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any] |
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return manifest
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock that this file stands for; whoever else wants it waits. The system frees it when a holder dies.
+
+    Raises OSError if the file cannot be made. Where the system has no such locks (Windows, some network drives) nothing
+    is held, and processes at once do the same work twice.
+    """
+    with path.open("wb") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except (ImportError, OSError):
+            pass
+        yield
 
 
 def publish(final: Path, fill: Callable[[Path], Mapping[str, Any]]) -> None:

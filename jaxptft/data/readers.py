@@ -21,6 +21,7 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet",)
 SUFFIXES = (*DELIMITERS, *JSON_LINES, *PARQUET)
 MISSING = None
+BATCH = 256  # rows of a Parquet file in memory at a time
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def open_json_lines(path: Path) -> Source:
                 continue
             if not records and line.lstrip().startswith(b"["):
                 raise ValueError(f"{path}: holds one JSON array, expected one JSON object a line (JSONL)")
-            record = _json_object(line)
+            record = json_object(line)
             if isinstance(record, dict):
                 columns.update(dict.fromkeys(record))
             records.append((number, record))
@@ -119,7 +120,8 @@ def open_json_lines(path: Path) -> Source:
     return Source(str(path), tuple(columns), rows)
 
 
-def _json_object(line: bytes) -> dict[str, Any] | Problem:
+def json_object(line: bytes) -> dict[str, Any] | Problem:
+    """The object on one line of a JSONL file, or what is wrong with it."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -153,13 +155,15 @@ def open_parquet(path: Path) -> Source:
         raise ValueError(f"{path}: is not a whole Parquet file ({first_line(error)}); it may be cut short") from None
 
     def rows(wanted: Sequence[str]) -> Iterator[Row]:
+        number = 0
         try:
             with parquet.ParquetFile(path) as file:
-                table = file.read(columns=list(dict.fromkeys(wanted)))
+                for batch in file.iter_batches(BATCH, columns=list(dict.fromkeys(wanted))):
+                    for values in zip(*(_values(batch.column(name)) for name in wanted), strict=True):
+                        number += 1
+                        yield number, list(values)
         except unreadable as error:
             raise ValueError(f"{path}: its data cannot be read ({first_line(error)}); it may be damaged") from None
-        columns = [_values(table.column(name)) for name in wanted]
-        yield from enumerate(map(list, zip(*columns, strict=True)), start=1)
 
     if not count:
         raise ValueError(f"{path}: has no rows")

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,18 @@ def _load_folder(path: Path) -> Any:
 
 def _load_hub(name: str) -> Any:
     from datasets import load_dataset
+
+    return from_hub(name, load_dataset)
+
+
+def from_hub(name: str, load: Callable[[str, str | None], Any]) -> Any:
+    """What `load` makes of the data set and the configuration that a name such as `glue/sst2` may mean.
+
+    Raises:
+      FileNotFoundError: there is no such data set.
+      ValueError: it cannot be read, or a configuration must be chosen.
+      ConnectionError: the hub does not answer.
+    """
     from datasets.exceptions import DatasetNotFoundError
 
     parts = name.split("/")
@@ -101,7 +113,7 @@ def _load_hub(name: str) -> Any:
     reason = ""
     for data_set, configuration in asked:
         try:
-            return load_dataset(data_set, configuration)
+            return load(data_set, configuration)
         except (DatasetNotFoundError, FileNotFoundError) as error:
             reason = first_line(error)
         except ValueError as error:  # it is there, and has no such configuration, or is not rows of columns

@@ -8,7 +8,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,19 @@ class Tokenized:
     def row(self, index: int) -> Int[np.ndarray, " length"]:
         """The token ids of one row."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def rows(self, chosen: Int[np.ndarray, " chosen"]) -> "Tokenized":
+        """Some of the rows, copied, in the order of `chosen`; `truncated` stays that of all."""
+        lengths = self.lengths[chosen].astype(np.int64)
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        places = np.repeat(self.offsets[chosen] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return replace(
+            self,
+            tokens=self.tokens[places],
+            offsets=offsets,
+            boundaries=self.boundaries[chosen],
+            fingerprint=fingerprint([self.fingerprint, np.asarray(chosen, "<i8").tobytes()]),
+        )
 
 
 def load_tokenizer(folder: str | Path) -> Any:

@@ -78,3 +78,37 @@ def ragged():
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def stored():
+    """A function: tokens in each sentence of each document -> TokenStore whose tokens count up from 100."""
+
+    def make(documents, name="counted up"):
+        lengths = np.array([length for document in documents for length in document], np.int64)
+        sentences = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return data.TokenStore(
+            tokens=np.arange(100, 100 + sentences[-1], dtype=np.int32),
+            sentences=sentences,
+            documents=np.concatenate([[0], np.cumsum([len(document) for document in documents])]).astype(np.int64),
+            fingerprint=f"{name} {documents}",
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def worded():
+    """A function: post-processor, further names -> a tokenizer of the words a and b, <s> 2, </s> 3 and <pad> 0."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    def make(processor=None, words=("a", "b"), **names):
+        vocabulary = {word: number for number, word in enumerate(("<pad>", "<unk>", "<s>", "</s>", *words))}
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        if processor is not None:
+            tokenizer.post_processor = processor
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+    return make

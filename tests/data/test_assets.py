@@ -1,6 +1,8 @@
 import hashlib
+import io
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -103,6 +105,55 @@ def test_pip_is_not_installed(monkeypatch, asset):
     assert assets.pip_command() == ["/bin/pip"]
     monkeypatch.undo()
     assert assets.pip_command() == [sys.executable, "-m", "pip"]
+
+
+@pytest.fixture
+def package(tmp_path):
+    """An npm package as `npm pack` writes it, with a link beside the files."""
+    path = tmp_path / "tiny-asset-1.0.0.tgz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in {"package/data/a.txt": b"first", "package/package.json": b"{}"}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo("package/data/link.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    asset = Asset("@tiny/asset", "1.0.0", path.name, sha256, "package/data/", (".txt",), "npm")
+    return path, asset
+
+
+def npm_that(monkeypatch, tmp_path, does: str) -> None:
+    """Put a program named npm on the path, and nothing else but a shell."""
+    program = tmp_path / "bin" / "npm"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\nimport shutil, sys\n{does}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+
+
+def test_npm_brings_it(monkeypatch, tmp_path, package, own_cache):
+    path, asset = package
+    expected = ["pack", "--ignore-scripts", "--loglevel=error", "--pack-destination"]
+    does = f"assert sys.argv[1:5] == {expected} and sys.argv[-1] == '@tiny/asset@1.0.0', sys.argv\n"
+    npm_that(monkeypatch, tmp_path, does + f"shutil.copy({str(path)!r}, sys.argv[5])")
+    folder = fetch(asset)
+    assert folder == own_cache / "assets/@tiny/asset-1.0.0"
+    assert sorted(entry.name for entry in folder.iterdir()) == ["a.txt", MANIFEST]
+    assert (folder / "a.txt").read_bytes() == b"first"
+
+
+def test_npm_fails(monkeypatch, tmp_path, package):
+    said = "npm error code E404\\nnpm error 404 Not Found\\n"
+    npm_that(monkeypatch, tmp_path, f"print('{said}', file=sys.stderr); sys.exit(1)")
+    with pytest.raises(
+        AssetUnavailable, match=r"@tiny/asset@1\.0\.0: no package index gives it \(npm error 404 Not Found\)"
+    ):
+        fetch(package[1])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(AssetUnavailable, match=r"npm is not installed: it comes with Node\.js"):
+        fetch(package[1])
 
 
 def test_wrong_checksum(downloads, asset, own_cache):
