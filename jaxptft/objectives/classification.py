@@ -1,22 +1,12 @@
 """Single-label classification of whole examples."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from jaxptft import losses
-from jaxptft.objectives.contract import Batch, Context, Mean, Objective, Params, lift, slice_rng
-
-
-class Model(Protocol):
-    """A pair of pure functions; `apply` returns logits [batch, classes]."""
-
-    @property
-    def init(self) -> Callable[..., Params]: ...
-    @property
-    def apply(self) -> Callable[..., Any]: ...
+from jaxptft.objectives.contract import Batch, Context, Mean, Model, Objective, Params, lift, slice_rng
 
 
 def classification(
@@ -27,6 +17,7 @@ def classification(
 ) -> Objective:
     """Softmax cross-entropy over classes, averaged over valid examples (weighted by class where weights are given).
 
+    `model.apply` returns logits [batch, classes].
     The batch holds what the model reads, `label` [batch] integers, `ids` [batch], and `valid` [batch] (False for rows
     that only fill the batch). Metrics: `classification/accuracy`. Predictions: `logits` [batch, classes].
     """

@@ -6,7 +6,7 @@ devices or micro-steps, however unequal the counts of the parts are.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,15 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 Params = dict[str, Any]
 Batch = dict[str, Any]
+
+
+class Model(Protocol):
+    """A pair of pure functions: `init(rng, batch)` makes params, `apply(params, batch, rng=, train=)` reads them."""
+
+    @property
+    def init(self) -> Callable[..., Params]: ...
+    @property
+    def apply(self) -> Callable[..., Any]: ...
 
 
 class Mean(NamedTuple):

@@ -1,0 +1,58 @@
+"""The chosen tokens of every row, gathered into a fixed number of places.
+
+Only these reach the vocabulary projection, which for a small model is most of the work. Rows differ in how many tokens
+they had chosen, so the number of places leaves room for the many; what still does not fit is counted, not predicted.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from jaxptft.objectives.masking import Masking
+
+DEVIATIONS = 4.0  # above the mean: some 1e-4 of the rows overflow, and lose a token or two of theirs
+TOKENS_A_WORD = 2.0  # mean square over mean, of words that are chosen whole; 1.8 is usual for English WordPiece
+MULTIPLE = 8
+
+
+def gather_capacity(length: int, masking: Masking) -> int:
+    """Places a row of `length` tokens needs, for overflow to be negligible: its mean plus four standard deviations.
+
+    A multiple of 8 where `length` allows. The variance of spans is that of a renewal process with reward,
+    ((1 - rate)^2 Var(span) + rate^2 Var(gap)) / E(span + gap) a word.
+    """
+    rate = masking.rate
+    variance = rate * (1.0 - rate)
+    if masking.unit == "span" and 0.0 < rate < 1.0:
+        lengths = masking.span_lengths()
+        words = np.arange(1, len(lengths) + 1)
+        mean = float(lengths @ words)
+        start = masking.span_start()
+        gap, gap_variance = (1.0 - start) / start, (1.0 - start) / start**2
+        span_variance = float(lengths @ words**2) - mean**2
+        variance = ((1.0 - rate) ** 2 * span_variance + rate**2 * gap_variance) / (mean + gap)
+    if masking.unit != "token":
+        variance *= TOKENS_A_WORD
+    wanted = math.ceil(rate * length + DEVIATIONS * math.sqrt(variance * length))
+    return min(length, max(1, -(-wanted // MULTIPLE)) * MULTIPLE)
+
+
+def gather_positions(
+    chosen: Bool[Array, "batch length"], capacity: int
+) -> tuple[Int[Array, "batch capacity"], Bool[Array, "batch capacity"]]:
+    """The positions of the first `capacity` chosen tokens of every row, in order, and which places hold one.
+
+    Unused places point at position 0.
+
+    >>> positions, used = gather_positions(jnp.array([[False, True, False, True]]), 3)
+    >>> positions.tolist(), used.tolist()
+    ([[1, 3, 0]], [[True, True, False]])
+    """
+    so_far = jnp.cumsum(chosen, axis=1, dtype=jnp.int32)
+    place = jnp.arange(capacity, dtype=jnp.int32)
+    # Comparing and summing fuses into one pass on every device, where a sort or a scatter does not.
+    positions = jnp.sum(so_far[:, None, :] <= place[:, None], axis=-1, dtype=jnp.int32)
+    used = place < so_far[:, -1:]
+    return jnp.where(used, positions, 0), used

@@ -1,0 +1,78 @@
+"""The token objectives together, under every way to split or lay out a batch: one loss and one gradient."""
+
+from functools import partial
+
+import chex
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxptft import train
+from jaxptft.objectives import Masking, combine, masked_lm, next_token, replaced_token
+
+KEEP_GRADIENT = optax.stateless(lambda updates, params: updates)  # the "update" is the gradient itself
+
+
+@pytest.fixture(scope="module")
+def objective(tokens, toy):
+    options = {"tokens": tokens, "capacity": 30}
+    return combine(
+        {
+            "mlm": (1.0, masked_lm(toy("mlm"), masking=Masking(unit="word", rate=0.3), **options)),
+            "clm": (1.0, next_token(toy("clm"))),
+            "rtd": (1.0, replaced_token(toy("mlm"), toy("discriminator"), masking=Masking(rate=0.4), **options)),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def gradient_of(objective, text, quick):
+    params = quick(objective.init)(jax.random.key(1), dict.fromkeys(("mlm", "clm", "rtd"), text.batch))
+    everything = jax.tree.map(lambda _: True, params)
+
+    def run(batch, compiled=quick, place=lambda state, batch: (state, batch), **options):
+        """The gradient of one step, read off as the change an identity optimizer makes, and its metrics."""
+        batches = dict.fromkeys(("mlm", "clm", "rtd"), batch)
+        state = train.create_state(
+            objective, KEEP_GRADIENT, params, batches, trainable=everything, rng=jax.random.key(0)
+        )
+        step = compiled(train.make_step(objective, KEEP_GRADIENT, trainable=everything, **options))
+        state, batches = place(state, batches)
+        after, metrics = step(state, objective.constants, batches)
+        metrics = {name: (float(mean.total), float(mean.count)) for name, mean in metrics.items()}
+        return jax.tree.map(lambda new, old: np.asarray(new) - np.asarray(old), after.params, params), metrics
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(gradient_of, text):
+    return gradient_of(text.batch)
+
+
+def assert_same(found, expected):
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected[0]))
+    chex.assert_trees_all_close(found[0], expected[0], rtol=0, atol=2e-6 * largest)
+    counted = {name for name in expected[1] if name.endswith(("accuracy", "overflow", "replaced", "detected"))}
+    assert len(counted) == 8
+    assert {name: found[1][name] for name in counted} == {name: expected[1][name] for name in counted}
+    np.testing.assert_allclose(found[1]["loss"], expected[1]["loss"], rtol=1e-5)
+
+
+def test_micro_steps_of_uneven_counts_on_eight_devices(gradient_of, text, whole, quick):
+    mesh = train.make_mesh()
+    assert mesh.size == 8
+    everywhere, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    found = gradient_of(
+        text.unpacked(12, rows=32),  # half the rows only fill the batch
+        compiled=partial(quick, in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere),
+        place=lambda state, batch: (train.replicate(state, mesh), train.shard(batch, mesh)),
+        accumulate=4,
+    )
+    assert_same(found, whole)
+
+
+def test_packed_rows(gradient_of, text, whole):
+    assert_same(gradient_of(text.packed), whole)
