@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if type(error).__name__ != "Stopped":
             raise
-        hint = "; continue with --resume" if name == "finetune" else ""
+        hint = "; continue with --resume" if name in ("finetune", "pretrain") else ""
         print(f"jaxptft: {error}{hint}", file=sys.stderr)
         return error.exit_code  # pyright: ignore[reportAttributeAccessIssue]
     return 0
@@ -80,6 +80,9 @@ def _parse(kind: Any, name: str, flags: list[str]) -> Any:
             raise FileNotFoundError(f"{out} holds no run to resume; leave out --resume to start one")
         path = str(Path(out) / "config.yaml") if out else None
     values = read_yaml(path) if path else {}
+    for given, other in (("--steps", "epochs"), ("--epochs", "steps")):  # one length in place of the other
+        if any(flag.split("=")[0] == given for flag in flags):
+            values.pop(other, None)
     for flag in flags:
         if match := re.match(r"--?(?:no-)?([A-Za-z][\w.-]*)", flag):
             word = match[1].replace("-", "_")

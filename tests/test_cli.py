@@ -110,7 +110,7 @@ FINETUNE = ("finetune", "--model", "m", "--train", "t.csv", "--out", "o")
     [
         (("convert", "imprt"), "there is no command 'convert imprt'; did you mean 'convert import'?"),
         (("",), "there is no command ''"),
-        (("finetune",), "--model, --train, --out must be given; see jaxptft finetune --help"),
+        (("finetune",), "--out, --model, --train must be given; see jaxptft finetune --help"),
         (("predict", "m", "--data", "d"), "--out must be given"),
         (("predict", "--data", "d", "--out", "o"), "MODEL must be given"),
         (("convert", "export", "a"), "SOURCE, DESTINATION must be given"),
@@ -130,7 +130,7 @@ FINETUNE = ("finetune", "--model", "m", "--train", "t.csv", "--out", "o")
         ((*FINETUNE, "--config"), "--config needs a value"),
         ((*FINETUNE, "--config", "/no/such.yaml"), "No such file or directory: '/no/such.yaml'"),
         (("finetune", "--resume", "--out", "/no/such"), "/no/such holds no run to resume; leave out --resume"),
-        (("finetune", "--resume"), "--model, --train, --out must be given"),
+        (("finetune", "--resume"), "--out, --model, --train must be given"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, tuple) else "",
 )

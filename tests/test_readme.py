@@ -20,8 +20,8 @@ def test_the_losses_example_runs():
 
 
 def test_every_command_in_it_exists():
-    written = re.findall(r"^jaxptft (\w+(?: (?:import|export|inspect))?)", README, re.MULTILINE)
-    assert len(written) >= 6
+    written = re.findall(r"^jaxptft ([\w-]+(?: (?:import|export|inspect|train))?)", README, re.MULTILINE)
+    assert len(written) >= 9
     assert set(written) <= set(COMMANDS)
 
 

@@ -14,9 +14,15 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command("jaxptft.recipes.demo", "Config", "run", "four ways to train on real film reviews, one table"),
+    "pretrain": Command(
+        "jaxptft.recipes.pretrain", "Config", "run", "pre-train on raw text, from scratch or on from a checkpoint"
+    ),
     "finetune": Command("jaxptft.recipes.finetune", "Config", "run", "fine-tune a classifier"),
     "evaluate": Command("jaxptft.recipes.evaluate", "Config", "run", "evaluate a classifier on labelled rows"),
     "predict": Command("jaxptft.recipes.predict", "Config", "run", "predict the class of each row of a file"),
+    "fill-mask": Command("jaxptft.recipes.fill_mask", "Config", "run", "guess the masked words of a text"),
+    "generate": Command("jaxptft.recipes.generate", "Config", "run", "continue a prompt with a causal language model"),
+    "tokenizer train": Command("jaxptft.recipes.tokenizer_train", "Config", "run", "learn a vocabulary from raw text"),
     "convert import": Command(
         "jaxptft.recipes.conversion", "Import", "import_source", "Hugging Face folder -> Flax parameters"
     ),

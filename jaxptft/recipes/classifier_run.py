@@ -1,23 +1,31 @@
 """The parts of one fine-tuning put together: data, model, objective, optimizer, loop, and what remains of it."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from jaxptft import convert, data, objectives, optim, train
+from jaxptft import convert, data, models, objectives, optim, train
 from jaxptft.recipes import report as reports
-from jaxptft.recipes import run_folder
-from jaxptft.recipes.finetune import Config, total_steps
-from jaxptft.recipes.model_source import CLASSIFIERS, open_model
+from jaxptft.recipes.finetune import Config
+from jaxptft.recipes.model_source import open_model
+from jaxptft.recipes.training import (
+    EVALUATION_ROWS,
+    Training,
+    adopt,
+    choose_devices,
+    computed_with,
+    fresh_pieces,
+    frozen_depth,
+    refuse_frozen_fresh,
+    room,
+)
 
 if TYPE_CHECKING:
-    from jaxptft.train import LoopState, State, StopFlag
-
-EVALUATION_ROWS = 64  # in a batch
+    from jaxptft.train import LoopState, StopFlag
 
 
 class ClassifierRun:
@@ -25,25 +33,26 @@ class ClassifierRun:
 
     def __init__(self, config: Config, *, name: str, say: Callable[[str], None], stop: "StopFlag"):
         self.config, self.name, self.say, self.stop = config, name, say, stop
-        self.mesh = train.make_mesh(_devices(config.devices))
+        self.mesh = train.make_mesh(choose_devices(config.devices))
         self._read_data()
         stop.raise_if_set()
         self._build_model()
         self._build_training()
-        self.state = self._first_state()
 
     def _read_data(self) -> None:
         config, say = self.config, self.say
         self.model_folder, self.checkpoint = open_model(
             config.model,
+            heads=("classifier",),
             family=config.family,
             allow_bin=config.allow_bin,
             allow_unused=config.allow_unused,
             allow_missing=config.allow_missing,
         )
         self.tokenizer = data.load_tokenizer(self.model_folder)
-        vocab_size, positions = self.checkpoint.config.vocab_size, self.checkpoint.config.positions
+        vocab_size, positions = self.checkpoint.config.vocab_size, room(self.checkpoint.config)
         data.check_vocabulary(self.tokenizer, vocab_size)
+        self._name_padding()
         if config.max_length > positions:
             raise ValueError(f"max_length is {config.max_length}, but {config.model} has {positions} positions")
         columns = data.Columns(config.columns.text, config.columns.pair, config.columns.label)
@@ -96,51 +105,43 @@ class ClassifierRun:
             say(f"{split}: {len(table)} rows from {origin}{cut}{bad}")
         say(f"classes: {', '.join(self.names)}")
 
+    def _name_padding(self) -> None:
+        """A GPT-2 that names no padding token makes a classifier that transformers takes one row at a time."""
+        architecture, pad = self.checkpoint.config, self.tokenizer.pad_token_id
+        pad = self.tokenizer.eos_token_id if pad is None else pad
+        if isinstance(architecture, models.Gpt2Config) and architecture.pad_id is None and pad is not None:
+            self.checkpoint = replace(self.checkpoint, config=replace(architecture, pad_id=pad))
+
     def _build_model(self) -> None:
         config, checkpoint = self.config, self.checkpoint
-        architecture = replace(checkpoint.config, dtype=config.dtype)
-        if config.dropout is not None:
-            rates = {"dropout": config.dropout, "attention_dropout": config.dropout, "head_dropout": config.dropout}
-            architecture = replace(architecture, **rates)
-        build, classes = CLASSIFIERS[checkpoint.family], len(self.names)
+        architecture = computed_with(checkpoint.config, dtype=config.dtype, dropout=config.dropout)
+        build = partial(models.build, architecture, "classification", classes=len(self.names))
         example = self.batches["train"].batch_at(0)
         init_rng, self.step_rng = jax.random.split(jax.random.key(config.seed))
-        fresh = jax.jit(build(architecture, classes).init)(init_rng, example)
+        fresh = jax.jit(build().init)(init_rng, example)
 
-        kept = dict(checkpoint.params)
+        kept = {"backbone": checkpoint.params["backbone"]}
         head = "fresh"
-        if "classifier" in kept:
+        if "classifier" in checkpoint.params:
             if checkpoint.labels == list(self.names):
-                head = "imported"
+                head, kept["classifier"] = "imported", checkpoint.params["classifier"]
             else:
                 known = ", ".join(checkpoint.labels or [])
                 self.say(f"the checkpoint's head is dropped: it tells {known} apart")
-                del kept["classifier"]
+        others = set(checkpoint.params) - {"backbone", "classifier"}  # of a converted folder, and of any other:
+        others |= {entry.hf_name for entry in checkpoint.manifest.unused} if checkpoint.manifest else set()
+        if others:
+            self.say(f"the checkpoint's heads of other tasks are dropped: {', '.join(sorted(others))}")
         self.imported = {} if config.from_scratch else {"backbone": kept["backbone"]}
-        self.params = fresh if config.from_scratch else convert.complete(kept, fresh)
-        self.trainable = optim.trainable_mask(self.params, config.freeze)
+        self.params, self.trainable = adopt({} if config.from_scratch else kept, fresh, config.freeze)
+        origin = "fresh (from scratch)"
         if not config.from_scratch:
-            self._refuse_frozen_fresh_parameters(kept)
-        frozen_layers = optim.frozen_prefix(self.trainable)
-        self.model = build(architecture, classes, frozen_layers=frozen_layers)
-
-        leaves = list(zip(jax.tree.leaves(self.params), jax.tree.leaves(self.trainable), strict=True))
-        self.parameter_count = sum(leaf.size for leaf, _ in leaves)
-        self.trainable_count = sum(leaf.size for leaf, learns in leaves if learns)
-        origin = "fresh (from scratch)" if config.from_scratch else f"{config.model}, head {head}"
-        self.say(
-            f"model: {checkpoint.family} from {origin}; "
-            f"{self.trainable_count:,} of {self.parameter_count:,} parameters train"
-        )
-
-    def _refuse_frozen_fresh_parameters(self, imported: dict[str, Any]) -> None:
-        known = set(optim.paths(imported))
-        for path, learns in zip(optim.paths(self.params), jax.tree.leaves(self.trainable), strict=True):
-            if not learns and path not in known:
-                raise ValueError(
-                    f"{path} is not in {self.config.model}, so it starts afresh, and freeze={self.config.freeze!r} "
-                    "would keep it there; let it train"
-                )
+            refuse_frozen_fresh(fresh, self.trainable, kept, model=config.model, freeze=config.freeze)
+            origin = f"{config.model}, head {head}"
+            if new := fresh_pieces(fresh, kept):
+                self.say(f"{config.model} lacks {', '.join(new)}: fresh")
+        self.model = build(frozen_layers=frozen_depth(self.trainable, architecture))
+        self.origin = f"{checkpoint.family} from {origin}"
 
     def _build_training(self) -> None:
         config = self.config
@@ -149,50 +150,30 @@ class ClassifierRun:
             counts = np.bincount(self.labels["train"], minlength=len(self.names))
             weights = [float(counts.sum() / (len(counts) * max(count, 1))) for count in counts]
         task = objectives.classification(self.model, label_smoothing=config.label_smoothing, class_weights=weights)
-        self.objective = objectives.combine(task, penalties=self._penalties())
-
-        per_epoch = self.batches["train"].steps_per_epoch
-        steps = total_steps(config, per_epoch)
-        o = config.optimizer
-        self.learning_rate = optim.schedule(
-            o.schedule, peak=config.learning_rate, steps=steps, warmup=o.warmup, cycles=o.cycles
-        )
-        self.optimizer = optim.adamw(
-            self.learning_rate,
-            weight_decay=o.weight_decay,
-            clip_norm=o.clip_norm,
-            b1=o.b1,
-            b2=o.b2,
-            eps=o.eps,
-            multipliers=o.multipliers or None,
-        )
-        evaluate_every = config.evaluate_every or min(per_epoch, steps)
-        self.schedule = train.Schedule(
-            steps=steps,
-            log_every=config.log_every,
-            evaluate_every=evaluate_every,
-            checkpoint_every=config.checkpoint_every or evaluate_every,
+        self.training = Training(
+            config,
+            name=self.name,
+            say=self.say,
+            stop=self.stop,
+            mesh=self.mesh,
+            objective=objectives.combine(task, penalties=self._penalties()),
+            params=self.params,
+            trainable=self.trainable,
+            rng=self.step_rng,
+            batches=self.batches,
+            judge=lambda evaluation: reports.classification_metrics(
+                evaluation.predictions["logits"], self.labels["eval"]
+            ),
             monitor=f"classification/{config.monitor}",
             higher_is_better=config.monitor != "loss",
-            patience=config.patience,
+            identity={
+                "tokenizer": data.tokenizer_fingerprint(self.tokenizer),
+                # What was imported: fresh parameters follow from the seed, but for last bits that differ by machine.
+                "initial_model": train.fingerprint({} if config.from_scratch else self.checkpoint.params),
+            },
         )
-        self.evaluator = train.make_evaluator(self.objective)
-        self.place = lambda batch: train.shard(batch, self.mesh)
-        self.constants = train.replicate(self.objective.constants, self.mesh)
-        folder = config.out / "checkpoints"
-        self.checkpoints = train.CheckpointStore(folder, keep=config.keep_checkpoints)
-        self.best = train.CheckpointStore(folder / "best", keep=None)
-        self.journal = train.Journal(config.out / "metrics.jsonl")
-        # In this order: the first that differs is named, and another tokenizer makes other data.
-        spoken = {"train": "training_data", "eval": "evaluation_data", "test": "test_data"}
-        self.identity = {
-            "tokenizer": data.tokenizer_fingerprint(self.tokenizer),
-            **{spoken[split]: batches.tokenized.fingerprint for split, batches in self.batches.items()},
-            "batches": self.batches["train"].fingerprint,
-            # What was imported: fresh parameters follow from the seed, but for last bits that differ by machine.
-            "initial_model": train.fingerprint({} if config.from_scratch else self.checkpoint.params),
-            "constants": train.fingerprint(self.objective.constants),
-        }
+        training = self.training
+        self.say(f"model: {self.origin}; {training.trainable_count:,} of {training.parameter_count:,} parameters train")
 
     def _penalties(self) -> list[objectives.Penalty]:
         weight, l2 = self.config.l2_to_pretrained, self.config.l2
@@ -212,106 +193,21 @@ class ClassifierRun:
 
         return [whole._replace(loss=of_what_learns)]
 
-    def _first_state(self) -> "State":
-        state = train.create_state(
-            self.objective,
-            self.optimizer,
-            self.params,
-            self.batches["train"].batch_at(0),
-            trainable=self.trainable,
-            rng=self.step_rng,
-        )
-        return train.replicate(state, self.mesh)
-
-    def _compiled_step(self) -> Callable[..., Any]:
-        axis_name = "data" if self.config.parallel == "pmap" else None
-        step = train.make_step(
-            self.objective,
-            self.optimizer,
-            trainable=self.trainable,
-            accumulate=self.config.accumulate,
-            axis_name=axis_name,
-        )
-        if axis_name is None:
-            return train.jit_step(step, self.mesh)
-        return train.pmap_step(step, axis_name=axis_name, devices=list(self.mesh.devices.flat))
-
-    def evaluate(self, state: "State", split: str) -> train.Evaluation:
-        """Every row of a split, once."""
-        batches = self.batches[split]
-        return train.evaluate(
-            self.evaluator,
-            state.params,
-            state.objective_state,
-            self.constants,
-            (batches.batch_at(step) for step in range(batches.steps_per_epoch)),
-            place=self.place,
-            stop=self.stop,
-        )
-
-    def train(self) -> "LoopState":
-        """From the start, or from the newest good checkpoint when resuming, to the end."""
-        loop = train.LoopState()
-        self.checkpoints.clean()  # first, since it completes a save that was killed in the middle of a replacement
-        if self.config.resume and self.checkpoints.steps():
-            # Before the arrays: another model would differ in their shapes, and say less.
-            with suppress(train.DamagedCheckpoint):  # which restoring passes over
-                meta = self.checkpoints.read_meta(self.checkpoints.steps()[-1])
-                run_folder.check_same(meta["identity"], self.identity, self.config.out)
-            step, self.state, meta = self.checkpoints.restore(self.state)
-            run_folder.check_same(meta["identity"], self.identity, self.config.out)
-            self._warn_of_other_environment(meta["environment"])
-            loop = train.LoopState(**meta["loop"])
-            self.say(f"resuming {self.config.out} at step {step}")
-        self.journal.rewind(int(self.state.step))
-
-        def judged(state: "State") -> dict[str, float]:
-            evaluation = self.evaluate(state, "eval")
-            own = reports.classification_metrics(evaluation.predictions["logits"], self.labels["eval"])
-            return evaluation.metrics | own
-
-        with train.Progress(self.name, self.schedule.steps) as progress:
-            self.state, loop = train.fit(
-                self._compiled_step(),
-                self.state,
-                self.constants,
-                self.batches["train"].batch_at,
-                schedule=self.schedule,
-                evaluate=judged,
-                journal=self.journal,
-                checkpoints=self.checkpoints,
-                best=self.best,
-                loop=loop,
-                meta={
-                    "config": self.config.model_dump(mode="json"),
-                    "identity": self.identity,
-                    "environment": run_folder.environment(),
-                },
-                learning_rate=self.learning_rate,
-                place=(lambda batch: batch) if self.config.parallel == "pmap" else self.place,
-                progress=progress,
-                stop=self.stop,
-            )
-        return loop
-
     def finish(self, loop: "LoopState") -> dict[str, reports.Report]:
         """Take the best model, report on it, and save it as a Hugging Face folder."""
-        if loop.best is None:
-            raise FloatingPointError(f"no evaluation gave a finite {self.schedule.monitor}; there is no best model")
-        like = train.Best(self.state.params, self.state.objective_state)
-        _, best, _ = self.best.restore(like, step=loop.best_step)
-        state = self.state._replace(params=best.params, objective_state=best.objective_state)
+        training = self.training
+        state = training.best_state(loop)
         found = {}
         for split in self.batches:
             if split != "train":
-                logits = self.evaluate(state, split).predictions["logits"]
+                logits = training.evaluate(state, split).predictions["logits"]
                 found[split] = reports.classification_report(logits, self.labels[split], self.names)
         out = self.config.out
         fields = {**self.checkpoint.extras.fields, "problem_type": "single_label_classification"}
         convert.save(
             out / "model",
             replace(self.checkpoint, extras=replace(self.checkpoint.extras, fields=fields)),
-            params=jax.tree.map(np.asarray, best.params),
+            params=jax.tree.map(np.asarray, state.params),
             labels=list(self.names),
             tokenizer_from=self.model_folder,
             overwrite=True,
@@ -319,33 +215,18 @@ class ClassifierRun:
         )
         facts = {
             "best_step": loop.best_step,
-            "steps": int(self.state.step),
+            "steps": int(training.state.step),
             "skipped_steps": loop.skipped,
-            "parameters": self.parameter_count,
-            "trainable_parameters": self.trainable_count,
+            "parameters": training.parameter_count,
+            "trainable_parameters": training.trainable_count,
             **self.facts,
         }
         reports.save_report(out, found, facts)
-        reports.plot_history(out / "history.png", self.journal.read(), self.schedule.monitor)
+        reports.plot_history(out / "history.png", training.journal.read(), training.schedule.monitor)
         return found
 
     def _source_is_float32(self) -> bool:
         return set(self.checkpoint.extras.dtypes.values()) <= {"float32"}
-
-    def _warn_of_other_environment(self, recorded: dict[str, Any]) -> None:
-        for name, value in run_folder.environment().items():
-            if recorded.get(name) != value:
-                self.say(
-                    f"note: {name} was {recorded.get(name)} when the checkpoint was written and is {value} now; "
-                    "results may differ in the last bits"
-                )
-
-
-def _devices(count: int | None) -> list[Any]:
-    devices = jax.devices()
-    if count is not None and count > len(devices):
-        raise ValueError(f"devices is {count}, but this machine shows {len(devices)}")
-    return devices[:count]
 
 
 def _restrict(tree: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:

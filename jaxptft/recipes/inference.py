@@ -7,10 +7,11 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from jaxptft import data, objectives, train
-from jaxptft.recipes.model_source import CLASSIFIERS, open_model
+from jaxptft import data, models, objectives, optim, train
+from jaxptft.recipes.model_source import open_model
 from jaxptft.recipes.run_folder import CONFIG
 from jaxptft.recipes.settings import read_yaml
+from jaxptft.recipes.training import room
 
 
 class Classifier:
@@ -23,8 +24,6 @@ class Classifier:
         folder, checkpoint = open_model(model, family=family, allow_bin=allow_bin)
         if "classifier" not in checkpoint.params or not checkpoint.labels:
             raise ValueError(f"{model} has no classification head; fine-tune it first (jaxptft finetune)")
-        if checkpoint.extras.absent:
-            raise ValueError(f"{model} lacks {checkpoint.extras.absent[0]}; fine-tune it first (jaxptft finetune)")
         problem = checkpoint.extras.fields.get("problem_type")
         if len(checkpoint.labels) < 2 or problem not in (None, "single_label_classification"):
             raise ValueError(
@@ -35,8 +34,14 @@ class Classifier:
         self.tokenizer = data.load_tokenizer(folder)
         self.config = checkpoint.config
         data.check_vocabulary(self.tokenizer, self.config.vocab_size)
-        self.max_length = _length_of_run(folder) or min(self.config.positions, self.tokenizer.model_max_length)
-        objective = objectives.classification(CLASSIFIERS[checkpoint.family](self.config, len(self.names)))
+        self.max_length = _length_of_run(folder) or min(room(self.config), self.tokenizer.model_max_length)
+        network = models.build(self.config, "classification", classes=len(self.names))
+        row = {name: np.zeros((1, 3), np.int32) for name in ("input_ids", "attention_mask", "token_type_ids")}
+        wanted = jax.eval_shape(network.init, jax.random.key(0), row)
+        known = set(optim.paths(checkpoint.params))
+        if lacking := [path for path in optim.paths(wanted) if path not in known]:
+            raise ValueError(f"{model} lacks {lacking[0]}; fine-tune it first (jaxptft finetune)")
+        objective = objectives.classification(network)
         self._evaluator = train.make_evaluator(objective, labelled=False)
         self._mesh = train.make_mesh()
         self._params = train.replicate(checkpoint.params, self._mesh)
@@ -53,7 +58,7 @@ class Classifier:
 
         Raises FloatingPointError where they are not finite.
         """
-        max_length = min(max_length or self.max_length, self.config.positions)
+        max_length = min(max_length or self.max_length, room(self.config))
         tokenized = data.tokenize(table, self.tokenizer, max_length)
         data.check_tokens(tokenized, self.config.vocab_size)
         if tokenized.truncated:

@@ -1,14 +1,10 @@
 """A model, wherever it is: a run folder, a Hugging Face folder, a converted folder, or a name on the hub."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxptft import convert, models
+from jaxptft import convert
 from jaxptft.convert.native import DESCRIPTION
-
-CLASSIFIERS: dict[str, Callable[..., models.Model]] = {"bert": models.classifier}
-"""How a family builds its classifier: (config, classes, *, frozen_layers) -> Model."""
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.bin", "*.msgpack"]
 
@@ -36,17 +32,18 @@ def locate(model: str | Path) -> Path:
 def open_model(
     model: str | Path,
     *,
+    heads: str | tuple[str, ...] = "source",
     family: str | None = None,
     allow_bin: bool = False,
     allow_unused: tuple[str, ...] = (),
     allow_missing: tuple[str, ...] = (),
 ) -> tuple[Path, convert.Checkpoint]:
-    """The folder and the checkpoint in it, with its classification head where it has one."""
+    """The folder and the checkpoint in it, with those of its heads that are named ("source": all)."""
     folder = locate(model)
     if (folder / DESCRIPTION).is_file():
         return folder, convert.read_native(folder)
     options: dict[str, Any] = {"family": family, "allow_bin": allow_bin, "allow_missing": allow_missing}
-    return folder, convert.load(folder, allow_unused=allow_unused, **options)
+    return folder, convert.load(folder, heads=heads, allow_unused=allow_unused, **options)
 
 
 def _from_hub(name: str) -> Path:

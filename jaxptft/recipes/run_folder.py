@@ -4,7 +4,7 @@ config.yaml      every value, resolved; re-runnable with --config
 metrics.jsonl    what was measured, by step; repeats exactly
 speed.jsonl      how long it took
 checkpoints/     the state to resume from, and best/: the parameters of the best evaluation
-model/           the best model as a Hugging Face folder
+model/           the best model as a Hugging Face folder; generator/, its generator under replaced-token detection
 report.json, report.txt, *.png
 """
 
@@ -19,10 +19,10 @@ from typing import Any
 from jaxptft.recipes.settings import Settings, build, read_yaml
 
 CONFIG = "config.yaml"
-_OWN_FOLDERS = ("checkpoints", "model")
+_OWN_FOLDERS = ("checkpoints", "model", "generator")
 _OWN_FILES = ("metrics.jsonl", "speed.jsonl", "report.json", "report.txt", "history.png", "confusion_*.png")
-_MAY_CHANGE = ("out", "resume", "overwrite", "checkpoint_every", "keep_checkpoints")
-_READ = ("model", "train", "eval", "test")
+_MAY_CHANGE = ("out", "resume", "overwrite", "checkpoint_every", "keep_checkpoints", "steps", "epochs")
+_READ = ("model", "train", "eval", "test", "corpus", "eval_corpus", "tokenizer")
 
 
 def check(folder: Path, config: Settings, *, resume: bool, overwrite: bool) -> None:
@@ -44,9 +44,10 @@ def check(folder: Path, config: Settings, *, resume: bool, overwrite: bool) -> N
         raise FileExistsError(f"{folder} already holds a run; continue it with --resume, or choose another --out")
     else:
         for name in _READ:
-            value = getattr(config, name, None)
-            if value and Path(value).exists() and Path(value).resolve().is_relative_to(folder.resolve()):
-                raise ValueError(f"{name} is {value}, in the folder that --overwrite clears; choose another --out")
+            given = getattr(config, name, None) or ()
+            for value in given if isinstance(given, tuple) else (given,):
+                if Path(value).exists() and Path(value).resolve().is_relative_to(folder.resolve()):
+                    raise ValueError(f"{name} is {value}, in the folder that --overwrite clears; choose another --out")
 
 
 def claim(folder: Path, config: Settings, *, resume: bool, overwrite: bool) -> None:
@@ -57,10 +58,8 @@ def claim(folder: Path, config: Settings, *, resume: bool, overwrite: bool) -> N
     folder must be empty or new.
     """
     check(folder, config, resume=resume, overwrite=overwrite)
-    if resume:
-        return
     recorded = folder / CONFIG
-    if recorded.is_file():
+    if recorded.is_file() and not resume:
         with lock(folder):
             for name in _OWN_FOLDERS:
                 shutil.rmtree(folder / name, ignore_errors=True)
@@ -126,7 +125,7 @@ def _is_run(recorded: Path, config: Settings) -> bool:
         values = read_yaml(recorded)
     except ValueError:
         return False
-    return {"model", "train", "out", "learning_rate"} <= values.keys() <= type(config).model_fields.keys()
+    return {"out", "learning_rate", "seed"} <= values.keys() <= type(config).model_fields.keys()
 
 
 def _same(recorded: Mapping[str, Any], current: Mapping[str, Any], source: str, prefix: str = "") -> None:

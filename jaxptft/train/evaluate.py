@@ -51,8 +51,8 @@ def evaluate(
 ) -> Evaluation:
     """Run `evaluator` over `batches` and gather what it says of each row.
 
-    Padding rows (`valid` False) are dropped. Raises ValueError when a row's id appears twice or no row is valid, and
-    `Stopped` when `stop` was set on the way.
+    Padding rows (`valid` False) are dropped. A mean of nothing is NaN, which no best model can be. Raises ValueError
+    when a row's id appears twice or no row is valid, and `Stopped` when `stop` was set on the way.
     """
     sums: dict[str, tuple[float, float]] = {}
     gathered: list[dict[str, np.ndarray]] = []
@@ -75,5 +75,5 @@ def evaluate(
     ids = rows.pop("ids")
     if repeated := ids[1:][ids[1:] == ids[:-1]].tolist():
         raise ValueError(f"row {repeated[0]} is evaluated more than once; each must come exactly once")
-    means = {name: total / count if count else 0.0 for name, (total, count) in sums.items()}
+    means = {name: total / count if count else float("nan") for name, (total, count) in sums.items()}
     return Evaluation(means, rows, ids)

@@ -59,6 +59,18 @@ def write_tokenizer(folder: Path, words: list[str]) -> None:
 
 
 @pytest.fixture(scope="session")
+def make_tokenizer():
+    """A function: (folder, words) -> a WordPiece tokenizer of these words there."""
+    return write_tokenizer
+
+
+@pytest.fixture(scope="session")
+def quickly():
+    """A context in which compiling takes little time."""
+    return quick_compiles
+
+
+@pytest.fixture(scope="session")
 def make_model():
     """A function: folder -> a Hugging Face folder there, every tensor random, written by torch itself."""
 

@@ -114,6 +114,47 @@ def test_killed_and_stopped_at_many_moments_it_ends_with_the_same_bits(line, pro
     assert leftovers == [".lock"]
 
 
+PRETRAINING = {
+    "--documents": "line",
+    "--rows": "documents",
+    "--pack": None,
+    "--steps": 24,
+    "--evaluate-every": 8,
+    "--checkpoint-every": 3,
+    "--log-every": 1,
+    "--batch-size": 8,
+    "--max-length": 16,
+    "--learning-rate": 0.01,
+    "--freeze": "backbone/embeddings/position/**",
+    "--devices": 1,
+}
+
+
+def test_a_pre_training_killed_at_many_moments_ends_with_the_same_bits(process, encoder, files, tmp_path):
+    """Masked language modelling on packed rows, dropout and a frozen table included."""
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(row.rpartition(",")[0] for row in files.train.read_text().splitlines()[1:]) + "\n")
+    values = {**PRETRAINING, "--corpus": corpus, "--model": encoder}
+    flags = [part for pair in values.items() for part in pair if part is not None]
+    whole = process("pretrain", *flags, "--out", tmp_path / "whole")
+    told = whole.communicate(timeout=300)
+    assert whole.returncode == 0, told
+
+    out, arguments = tmp_path / "run", ["pretrain", *flags, "--out", tmp_path / "run"]
+    for moment in (MOMENTS[1][0], lambda out: steps_logged(out) >= 7, lambda out: steps_logged(out) >= 17):
+        started = process(*arguments)
+        await_moment(started, lambda moment=moment: moment(out))
+        started.kill()
+        started.communicate(timeout=120)
+        assert started.returncode == -KILL
+        arguments = ["pretrain", "--resume", "--out", out]  # which suffices
+    started = process(*arguments)
+    told = started.communicate(timeout=300)
+    assert started.returncode == 0, told
+    assert f"resuming {out} at step" in told[0]
+    assert_same_run(tmp_path / "whole", out)
+
+
 @pytest.fixture
 def stopped(base, tmp_path, files, encoder):
     """A function: ask a run of copies of the data and the model to stop when it says `word`; returns its config."""

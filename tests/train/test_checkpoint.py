@@ -248,7 +248,7 @@ def test_a_kill_between_any_two_operations_leaves_only_good_checkpoints(tmp_path
     taken, copying, one_at_a_time = [], [], threading.RLock()
 
     def snapshot_now():
-        """Orbax writes from several threads, some of them not Python's: a file that goes while it is copied is copied anew."""
+        """Orbax has threads of its own: where a file goes while the folder is copied, the copy is made anew."""
         for attempt in range(100):
             try:
                 return shutil.copytree(folder, snapshots / f"{len(taken)}-{attempt}")

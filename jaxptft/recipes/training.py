@@ -1,0 +1,305 @@
+"""One run's learning, whatever is learnt: state, step, loop, evaluation, checkpoints, and going on after a stop."""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import fields, replace
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from jaxptft import convert, data, optim, train
+from jaxptft.objectives import Objective, Params
+from jaxptft.recipes import run_folder, runtime
+from jaxptft.recipes.training_settings import TrainingSettings, total_steps
+
+EVALUATION_ROWS = 64  # in a batch
+
+
+class Batches(Protocol):
+    """What `data.Batches` and `data.PackedBatches` have in common."""
+
+    tokenized: data.Tokenized
+    steps_per_epoch: int
+
+    @property
+    def fingerprint(self) -> str: ...
+    def batch_at(self, step: int) -> dict[str, Any]: ...
+
+
+class Training:
+    """The parts that a recipe has chosen, and the loop over them.
+
+    batches holds at least "train" and "eval". judge turns an evaluation of "eval" into further metrics; monitor names
+    the one that decides which model is best. identity is what a resumed run must have in common with its beginning.
+    """
+
+    def __init__(
+        self,
+        config: TrainingSettings,
+        *,
+        name: str,
+        say: Callable[[str], None],
+        stop: train.StopFlag,
+        mesh: Any,
+        objective: Objective,
+        params: Params,
+        trainable: Any,
+        rng: Any,
+        batches: Mapping[str, Batches],
+        judge: Callable[[train.Evaluation], dict[str, float]],
+        monitor: str,
+        higher_is_better: bool,
+        identity: Mapping[str, str],
+    ):
+        self.config, self.name, self.say, self.stop, self.mesh = config, name, say, stop, mesh
+        self.objective, self.trainable, self.batches, self._judge = objective, trainable, batches, judge
+        per_epoch = batches["train"].steps_per_epoch
+        steps = total_steps(config, per_epoch)
+        o = config.optimizer
+        self.learning_rate = optim.schedule(
+            o.schedule, peak=config.learning_rate, steps=steps, warmup=o.warmup, cycles=o.cycles
+        )
+        self.optimizer = optim.adamw(
+            self.learning_rate,
+            weight_decay=o.weight_decay,
+            clip_norm=o.clip_norm,
+            b1=o.b1,
+            b2=o.b2,
+            eps=o.eps,
+            multipliers=o.multipliers or None,
+        )
+        evaluate_every = config.evaluate_every or min(per_epoch, steps)
+        self.schedule = train.Schedule(
+            steps=steps,
+            log_every=config.log_every,
+            evaluate_every=evaluate_every,
+            checkpoint_every=config.checkpoint_every or evaluate_every,
+            monitor=monitor,
+            higher_is_better=higher_is_better,
+            patience=config.patience,
+        )
+        self._evaluator = train.make_evaluator(objective)
+        self._place = lambda batch: train.shard(batch, mesh)
+        self._constants = train.replicate(objective.constants, mesh)
+        folder = config.out / "checkpoints"
+        self._checkpoints = train.CheckpointStore(folder, keep=config.keep_checkpoints)
+        self._best = train.CheckpointStore(folder / "best", keep=None)
+        self.journal = train.Journal(config.out / "metrics.jsonl")
+        # In this order: the first that differs is named, and another tokenizer makes other data.
+        spoken = {"train": "training_data", "eval": "evaluation_data", "test": "test_data"}
+        self._identity = {
+            **{name: identity[name] for name in identity if name != "initial_model"},
+            **{spoken[split]: part.tokenized.fingerprint for split, part in batches.items()},
+            "batches": batches["train"].fingerprint,
+            "initial_model": identity["initial_model"],
+            "constants": train.fingerprint(objective.constants),
+        }
+        leaves = list(zip(jax.tree.leaves(params), jax.tree.leaves(trainable), strict=True))
+        self.parameter_count = sum(leaf.size for leaf, _ in leaves)
+        self.trainable_count = sum(leaf.size for leaf, learns in leaves if learns)
+        first = batches["train"].batch_at(0)
+        state = train.create_state(objective, self.optimizer, params, first, trainable=trainable, rng=rng)
+        self.state = train.replicate(state, mesh)
+
+    def evaluate(self, state: train.State, split: str) -> train.Evaluation:
+        """Every row of a split, once."""
+        batches = self.batches[split]
+        return train.evaluate(
+            self._evaluator,
+            state.params,
+            state.objective_state,
+            self._constants,
+            (batches.batch_at(step) for step in range(batches.steps_per_epoch)),
+            place=self._place,
+            stop=self.stop,
+        )
+
+    def run(self) -> train.LoopState:
+        """From the start, or from the newest good checkpoint when resuming, to the end."""
+        loop = train.LoopState()
+        self._checkpoints.clean()  # first, since it completes a save that was killed in the middle of a replacement
+        if self.config.resume and self._checkpoints.steps():
+            loop = self._restore()
+        self.journal.rewind(int(self.state.step))
+
+        def judged(state: train.State) -> dict[str, float]:
+            evaluation = self.evaluate(state, "eval")
+            return evaluation.metrics | self._judge(evaluation)
+
+        with train.Progress(self.name, self.schedule.steps) as progress:
+            self.state, loop = train.fit(
+                self._compiled_step(),
+                self.state,
+                self._constants,
+                self.batches["train"].batch_at,
+                schedule=self.schedule,
+                evaluate=judged,
+                journal=self.journal,
+                checkpoints=self._checkpoints,
+                best=self._best,
+                loop=loop,
+                meta={
+                    "config": self.config.model_dump(mode="json"),
+                    "identity": self._identity,
+                    "environment": run_folder.environment(),
+                    "steps": self.schedule.steps,
+                },
+                learning_rate=self.learning_rate,
+                place=(lambda batch: batch) if self.config.parallel == "pmap" else self._place,
+                progress=progress,
+                stop=self.stop,
+            )
+        return loop
+
+    def best_state(self, loop: train.LoopState) -> train.State:
+        """The state of the best evaluation; FloatingPointError where none was finite."""
+        if loop.best is None:
+            raise FloatingPointError(f"no evaluation gave a finite {self.schedule.monitor}; there is no best model")
+        like = train.Best(self.state.params, self.state.objective_state)
+        _, best, _ = self._best.restore(like, step=loop.best_step)
+        return self.state._replace(params=best.params, objective_state=best.objective_state)
+
+    def _restore(self) -> train.LoopState:
+        out = self.config.out
+        # Before the arrays: another model would differ in their shapes, and say less.
+        with suppress(train.DamagedCheckpoint):  # which restoring passes over
+            meta = self._checkpoints.read_meta(self._checkpoints.steps()[-1])
+            run_folder.check_same(meta["identity"], self._identity, out)
+        step, self.state, meta = self._checkpoints.restore(self.state)
+        run_folder.check_same(meta["identity"], self._identity, out)
+        for name, value in run_folder.environment().items():
+            if meta["environment"].get(name) != value:
+                self.say(
+                    f"note: {name} was {meta['environment'].get(name)} when the checkpoint was written and is {value} "
+                    "now; results may differ in the last bits"
+                )
+        if step > self.schedule.steps:
+            raise ValueError(f"{out} has done {step} steps already, and {self.schedule.steps} are asked for; ask more")
+        planned = meta.get("steps", self.schedule.steps)
+        if planned != self.schedule.steps:
+            self.say(
+                f"note: {out} was planned for {planned} steps and goes on to {self.schedule.steps}; from here on its "
+                "learning rate is that of the new length"
+            )
+        self.say(f"resuming {out} at step {step}")
+        return train.LoopState(**meta["loop"])
+
+    def _compiled_step(self) -> Callable[..., Any]:
+        axis_name = "data" if self.config.parallel == "pmap" else None
+        step = train.make_step(
+            self.objective,
+            self.optimizer,
+            trainable=self.trainable,
+            accumulate=self.config.accumulate,
+            axis_name=axis_name,
+        )
+        if axis_name is None:
+            return train.jit_step(step, self.mesh)
+        return train.pmap_step(step, axis_name=axis_name, devices=list(self.mesh.devices.flat))
+
+
+class Work(Protocol):
+    """A recipe's run, built whole: what is learnt, and what is made of the best model."""
+
+    training: Training
+
+    def finish(self, loop: train.LoopState) -> Any: ...
+
+
+class Done(NamedTuple):
+    """A run that has come to its end; `found` is what `finish` returned."""
+
+    work: Any
+    loop: train.LoopState
+    found: Any
+    seconds: float  # of training, evaluations included; of this process
+
+
+def carry_out(config: TrainingSettings, build: Callable[[train.StopFlag], Work]) -> Done:
+    """Build a run, take its folder, train, and finish, so that a mistake costs nothing and a stop can be resumed.
+
+    Raises what `build` and `run_folder` refuse, before the first step; `train.Stopped` after saving when SIGTERM or
+    Ctrl-C asks for it.
+    """
+    runtime.keep_compiled_programs()
+    claim = {"resume": config.resume, "overwrite": config.overwrite}
+    run_folder.check(config.out, config, **claim)
+    with train.StopFlag() as stop:
+        try:
+            work = build(stop)
+        except train.Stopped:
+            run_folder.claim(config.out, config, **claim)  # so that --resume finds what to do
+            raise
+        # Only now: a mistake in the data or the model must neither take the folder nor cost the run that is in it.
+        run_folder.claim(config.out, config, **claim)
+        with run_folder.lock(config.out):
+            began = time.perf_counter()
+            loop = work.training.run()
+            seconds = time.perf_counter() - began
+            return Done(work, loop, work.finish(loop), seconds)
+
+
+def choose_devices(count: int | None) -> list[Any]:
+    """The first `count` devices of this machine (None: all); ValueError where it shows fewer."""
+    devices = jax.devices()
+    if count is not None and count > len(devices):
+        raise ValueError(f"devices is {count}, but this machine shows {len(devices)}")
+    return devices[:count]
+
+
+def frozen_depth(trainable: Any, config: Any) -> int | None:
+    """`optim.frozen_prefix` in the model's own layers, which may share their parameters.
+
+    A shared group of layers is frozen whole or not at all, and layers that share can only be frozen together with all
+    those below them; so all of the backbone counts, or the embeddings alone.
+    """
+    depth = optim.frozen_prefix(trainable)
+    if depth is None or getattr(config, "layer_groups", None) is None:
+        return depth
+    groups = config.layer_groups
+    return config.layers + 1 if depth > groups else config.layers if depth == groups else 0
+
+
+def room(config: Any) -> int:
+    """How many tokens an input of this model may have: some families keep the first positions to themselves."""
+    return config.positions - getattr(config, "position_offset", 0)
+
+
+def computed_with(config: Any, *, dtype: str, dropout: float | None = None) -> Any:
+    """A model's config with another dtype to compute in and, where `dropout` is given, with that rate everywhere."""
+    # None stands for another field's rate, True and False for whether a place drops at all.
+    ending = [field.name for field in fields(config) if field.name.endswith("dropout")]
+    names = [name for name in ending if type(getattr(config, name)) in (int, float)]
+    return replace(config, dtype=dtype, **({} if dropout is None else dict.fromkeys(names, dropout)))
+
+
+def adopt(kept: Params, fresh: Params, freeze: str) -> tuple[Params, Any]:
+    """Imported parameters completed by fresh ones, and which of them train.
+
+    What was imported and this task does not use (a pooler under masked language modelling) stays, as it is.
+    """
+    params = convert.complete(kept, fresh)
+    used = set(optim.paths(fresh))
+    trainable = optim.trainable_mask(params, freeze)
+    leaves, tree = jax.tree.flatten(trainable)
+    known = zip(optim.paths(params), leaves, strict=True)
+    return params, jax.tree.unflatten(tree, [learns and path in used for path, learns in known])
+
+
+def fresh_pieces(fresh: Params, kept: Params) -> list[str]:
+    """The parts of the backbone, as `backbone/pooler`, that `kept` lacks wholly or in part."""
+    known = set(optim.paths(kept))
+    lacking = (path for path in optim.paths(fresh) if path.startswith("backbone/") and path not in known)
+    return sorted({"/".join(path.split("/")[:2]) for path in lacking})
+
+
+def refuse_frozen_fresh(fresh: Params, trainable: Any, kept: Params, *, model: str, freeze: str) -> None:
+    """ValueError where a parameter that starts afresh would be kept as it starts."""
+    known, used = set(optim.paths(kept)), set(optim.paths(fresh))
+    for path, learns in zip(optim.paths(trainable), jax.tree.leaves(trainable), strict=True):
+        if not learns and path in used and path not in known:
+            raise ValueError(
+                f"{path} is not in {model}, so it starts afresh, and freeze={freeze!r} would keep it there; "
+                "let it train"
+            )
