@@ -212,3 +212,13 @@ def test_code_in_the_folder_is_not_run(tokenizer_folder, tmp_path):
 def test_tokenizer_without_a_backend():
     with pytest.raises(ValueError, match="tokenizer object is not one of the `tokenizers` library"):
         data.tokenizer_fingerprint(object())
+
+
+def test_some_rows_are_those_rows_and_another_table(tokenizer, pairs):
+    whole = data.tokenize(pairs, tokenizer, 12)
+    chosen = np.array([len(whole) - 1, 0])
+    part = whole.rows(chosen)
+    for place, row in enumerate(chosen):
+        np.testing.assert_array_equal(part.row(place), whole.row(row))
+        assert part.boundaries[place] == whole.boundaries[row]
+    assert part.fingerprint not in (whole.fingerprint, whole.rows(chosen[::-1]).fingerprint)

@@ -260,3 +260,11 @@ def test_a_config_recorded_with_overwrite_resumes_and_runs_again(command, flags,
     assert command("finetune", *flags, "--overwrite", "--steps", "1").status == 0
     assert "overwrite: false" in (tmp_path / "run/config.yaml").read_text()
     assert command("finetune", "--resume", "--out", tmp_path / "run").status == 0
+
+
+def test_a_run_counted_in_epochs_goes_on_for_a_number_of_steps(fine_tune, command, tmp_path):
+    fine_tune(tmp_path / "run", steps=None, epochs=1)  # 64 rows in batches of 16
+    told = command("finetune", "--resume", "--out", tmp_path / "run", "--steps", 6)
+    assert told.status == 0, told.err
+    assert "was planned for 4 steps and goes on to 6" in told.out
+    assert json.loads((tmp_path / "run/report.json").read_text())["steps"] == 6

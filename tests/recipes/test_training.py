@@ -1,0 +1,71 @@
+"""What every training recipe shares: taking over imported parameters, depths that are frozen, and configs changed."""
+
+import jax.numpy as jnp
+import pytest
+
+from jaxptft import models, optim
+from jaxptft.recipes import training
+
+FRESH = {
+    "backbone": {"embeddings": {"w": jnp.zeros(2)}, "layer_0": {"w": jnp.zeros(2)}, "pooler": {"w": jnp.zeros(2)}},
+    "head": {"w": jnp.zeros(2)},
+}
+
+
+def test_imported_parameters_are_completed_and_what_the_task_does_not_use_stays():
+    fresh = {"backbone": {key: FRESH["backbone"][key] for key in ("embeddings", "layer_0")}, "head": FRESH["head"]}
+    kept = {"backbone": {"layer_0": {"w": jnp.ones(2)}, "pooler": {"w": jnp.ones(2)}}}
+    params, trainable = training.adopt(kept, fresh, "none")
+    assert float(params["backbone"]["layer_0"]["w"][0]) == 1
+    assert float(params["backbone"]["embeddings"]["w"][0]) == 0
+    assert trainable == {
+        "backbone": {"embeddings": {"w": True}, "layer_0": {"w": True}, "pooler": {"w": False}},
+        "head": {"w": True},
+    }
+    assert training.fresh_pieces(fresh, kept) == ["backbone/embeddings"]
+
+
+def test_a_parameter_that_starts_afresh_must_train():
+    kept = {"backbone": {key: FRESH["backbone"][key] for key in ("embeddings", "layer_0")}}
+    _, trainable = training.adopt(kept, FRESH, "backbone")
+    with pytest.raises(ValueError, match="backbone/pooler/w is not in a/model, so it starts afresh, and freeze="):
+        training.refuse_frozen_fresh(FRESH, trainable, kept, model="a/model", freeze="backbone")
+
+
+@pytest.mark.parametrize(
+    ("groups", "freeze", "depth"),
+    [
+        (None, "none", None),
+        (None, "backbone/{embeddings,layer_0}/**", 1),
+        (None, "backbone", 3),
+        (1, "backbone/embeddings/**", 0),
+        (1, "backbone/{embeddings,layer_0}/**", 2),
+        (1, "backbone", 3),
+    ],
+)
+def test_the_frozen_depth_counts_the_models_layers_not_the_stored_ones(groups, freeze, depth):
+    config = models.BertConfig(vocab_size=9, width=4, layers=2, heads=1, mlp_width=4, layer_groups=groups)
+    backbone = {f"layer_{index}": {"w": 0} for index in range(groups or 2)}
+    params = {"backbone": {"embeddings": {"w": 0}, **backbone, "pooler": {"w": 0}}, "classifier": {"w": 0}}
+    trainable = optim.trainable_mask(params, freeze)
+    assert training.frozen_depth(trainable, config) == depth
+    models.build(config, "classification", classes=2, frozen_layers=depth)  # which refuses a depth it does not have
+
+
+def test_one_dropout_replaces_every_rate_and_leaves_what_is_no_rate():
+    config = models.BertConfig(vocab_size=9, width=4, layers=1, heads=1, mlp_width=4)
+    changed = training.computed_with(config, dtype="bfloat16", dropout=0.3)
+    assert (changed.dropout, changed.attention_dropout, changed.dtype) == (0.3, 0.3, "bfloat16")
+    assert changed.head_dropout is None  # that is, dropout's
+    assert changed.classifier_input_dropout is True
+    assert training.computed_with(config, dtype="float32") == config
+
+
+def test_more_devices_than_there_are_cannot_be_chosen():
+    with pytest.raises(ValueError, match="devices is 1000, but this machine shows"):
+        training.choose_devices(1000)
+
+
+def test_the_first_positions_of_some_families_are_no_room_for_tokens():
+    roberta = models.BertConfig(vocab_size=9, width=4, layers=1, heads=1, mlp_width=4, positions=20, position_offset=1)
+    assert training.room(roberta) == 19
