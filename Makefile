@@ -20,8 +20,8 @@ $(VENV)/.test: $(VENV)/.demo
 demo: $(VENV)/.demo          ## the main job on real data: four ways to train, one table
 	$(LARGE_PAGES) $(BIN)/jaxptft demo --out runs/demo --overwrite
 
-test: $(VENV)/.test          ## every test, CPU only
-	$(BIN)/python -m pytest -q
+test: $(VENV)/.test          ## every test, CPU only, in two processes
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -152,6 +152,14 @@ class Training:
             )
         return loop
 
+    def refuse_shorter(self) -> None:
+        """ValueError where the run that is resumed has done more steps than are asked for; nothing is touched."""
+        done = self._checkpoints.steps()[-1:] if self.config.resume else []
+        if done and done[0] > self.schedule.steps:
+            raise ValueError(
+                f"{self.config.out} has done {done[0]} steps already, and {self.schedule.steps} are asked for; ask more"
+            )
+
     def best_state(self, loop: train.LoopState) -> train.State:
         """The state of the best evaluation; FloatingPointError where none was finite."""
         if loop.best is None:
@@ -174,8 +182,6 @@ class Training:
                     f"note: {name} was {meta['environment'].get(name)} when the checkpoint was written and is {value} "
                     "now; results may differ in the last bits"
                 )
-        if step > self.schedule.steps:
-            raise ValueError(f"{out} has done {step} steps already, and {self.schedule.steps} are asked for; ask more")
         planned = meta.get("steps", self.schedule.steps)
         if planned != self.schedule.steps:
             self.say(
@@ -231,6 +237,7 @@ def carry_out(config: TrainingSettings, build: Callable[[train.StopFlag], Work])
         except train.Stopped:
             run_folder.claim(config.out, config, **claim)  # so that --resume finds what to do
             raise
+        work.training.refuse_shorter()
         # Only now: a mistake in the data or the model must neither take the folder nor cost the run that is in it.
         run_folder.claim(config.out, config, **claim)
         with run_folder.lock(config.out):

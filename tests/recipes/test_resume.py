@@ -126,6 +126,7 @@ PRETRAINING = {
     "--max-length": 16,
     "--learning-rate": 0.01,
     "--freeze": "backbone/embeddings/position/**",
+    "--keep-checkpoints": 1,
     "--devices": 1,
 }
 
@@ -210,12 +211,14 @@ def test_a_finished_run_resumes_to_what_it_is(finished, command, tmp_path):
         (["--seed", "1"], "seed is 1, but the run in"),
         (["--learning-rate", "0.5"], "learning_rate is 0.5, but the run in"),
         (["--optimizer.weight-decay", "0.5"], "optimizer.weight_decay is 0.5, but the run in"),
-        (["--steps", "9"], "steps is 9, but the run in"),
+        (["--steps", "9"], "has done 60 steps already, and 9 are asked for; ask more"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_another_value_on_resume_is_refused_by_its_name(changes, expected, finished, refused):
+    before = (finished.out / "config.yaml").read_text()
     assert expected in refused("finetune", "--resume", "--out", finished.out, *changes)
+    assert (finished.out / "config.yaml").read_text() == before
 
 
 def test_how_often_to_save_may_change_on_resume(stopped, command, tmp_path):
