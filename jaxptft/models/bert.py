@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxptft.models.bert_config import BertConfig
 from jaxptft.models.embeddings import Embeddings
-from jaxptft.models.heads import HiddenHead, VocabularyHead, flatten_choices, gather_positions, refuse_packed
+from jaxptft.models.heads import HiddenHead, VocabularyHead, flatten_choices, refuse_packed, take_positions
 from jaxptft.models.layers import Attention, Dense, Dropout, LayerNorm, Mlp, attention_mask
 from jaxptft.models.model import Model, Params
 from jaxptft.models.pure import as_features, as_model, check_classes, check_depth
@@ -193,7 +193,7 @@ class BertTask(nn.Module):
         return (self.nsp if name == "nsp" else self.sop)(pooled).astype(jnp.float32)
 
     def _words(self, hidden: Array, batch: Batch) -> Float[Array, "batch places vocab"]:
-        return self.mlm(gather_positions(hidden, batch.get("positions")), self.backbone.word_table())
+        return self.mlm(take_positions(hidden, batch.get("positions")), self.backbone.word_table())
 
 
 def _reads_pooler(config: BertConfig, task: str) -> bool:

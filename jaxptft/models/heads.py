@@ -66,7 +66,7 @@ def tied_logits(
     return logits.reshape(*x.shape[:-1], table.shape[0])
 
 
-def gather_positions(
+def take_positions(
     hidden: Float[Array, "batch length width"], positions: Int[Array, "batch capacity"] | None
 ) -> Float[Array, "batch places width"]:
     """The hidden states at `positions` of each row; all of them where it is None."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxptft.models.embeddings import Embedding
-from jaxptft.models.heads import flatten_choices, gather_positions, refuse_packed, tied_logits
+from jaxptft.models.heads import flatten_choices, refuse_packed, take_positions, tied_logits
 from jaxptft.models.layers import ACTIVATIONS, Dropout, attention_mask, position_ids
 from jaxptft.models.model import Model, Params
 from jaxptft.models.modernbert_config import ModernBertConfig
@@ -192,7 +192,7 @@ class ModernBertTask(nn.Module):
         if self.task == "encoder":
             return hidden
         if self.task == "masked_lm":
-            hidden = gather_positions(hidden, batch.get("positions"))
+            hidden = take_positions(hidden, batch.get("positions"))
             return WordHead(self.config, name="mlm")(hidden, backbone.words())
         if self.task in ("classification", "multiple_choice"):
             hidden = _pool(self.config, batch, hidden, seek=self.task == "multiple_choice")

@@ -1,6 +1,7 @@
 """Guess the words that a text leaves out."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
@@ -46,10 +47,9 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> list[list[Gues
     keep_compiled_programs()
     folder, checkpoint = open_model(config.model, family=config.family, allow_bin=config.allow_bin)
     if "mlm" not in checkpoint.params:
-        raise ValueError(
-            f"{config.model} has no head that predicts masked words; pre-train it first "
-            "(jaxptft pretrain --objective mlm)"
-        )
+        generator = Path(config.model) / "generator"
+        advice = f"ask {generator}" if generator.is_dir() else "pre-train it first (jaxptft pretrain --objective mlm)"
+        raise ValueError(f"{config.model} has no head that predicts masked words; {advice}")
     tokenizer = data.load_tokenizer(folder)
     data.check_vocabulary(tokenizer, checkpoint.config.vocab_size)
     encoded = _encode(config, tokenizer, room(checkpoint.config))

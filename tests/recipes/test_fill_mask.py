@@ -1,5 +1,7 @@
 """Guessing masked words, from the command line; the expected probabilities are torch's."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,9 @@ def test_the_mask_is_spelt_as_the_tokenizer_spells_it(command, refused, tmp_path
 def test_what_does_not_fit_is_refused(refused, masked, encoder, tmp_path):
     assert "there is no [MASK] in the text" in refused("fill-mask", masked, "the film was good")
     assert "has no head that predicts masked words" in refused("fill-mask", encoder, "the [MASK]")
+    shutil.copytree(encoder, tmp_path / "run/model")  # as a run of replaced-token detection leaves it
+    (tmp_path / "run/generator").mkdir()
+    assert f"masked words; ask {tmp_path}/run/generator" in refused("fill-mask", tmp_path / "run", "the [MASK]")
     assert "TEXT must be given" in refused("fill-mask", masked)
     assert "--top-k is 0" in refused("fill-mask", masked, "a [MASK]", "--top-k", "0")
 
