@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxptft.models.bert_config import BertConfig
-from jaxptft.models.layers import Dense, Dropout, LayerNorm, position_ids
+from jaxptft.models.layers import Dense, Dropout, LayerNorm, check_length, position_ids
 
 
 class Embedding(nn.Module):
@@ -65,12 +65,7 @@ class Embeddings(nn.Module):
 
     def __call__(self, batch: Mapping[str, Any], *, active: bool) -> Float[Array, "batch length width"]:
         config, ids = self.config, batch["input_ids"]
-        # A packed row may be longer than any of its texts may be.
-        if ids.shape[-1] > config.max_length and "position_ids" not in batch:
-            raise ValueError(
-                f"input_ids are {ids.shape[-1]} tokens long, "
-                f"but the model has {config.max_length} positions: truncate the text"
-            )
+        check_length(batch, config.max_length)
         hidden = self.word(ids)
         if config.token_types:
             types = batch.get("token_type_ids")

@@ -21,7 +21,16 @@ from jaxptft.models.decoding import Cache, Decoder
 from jaxptft.models.embeddings import Embedding
 from jaxptft.models.gpt2_config import Gpt2Config
 from jaxptft.models.heads import flatten_choices, tied_logits
-from jaxptft.models.layers import ACTIVATIONS, Dense, Dropout, LayerNorm, attend, attention_mask, position_ids
+from jaxptft.models.layers import (
+    ACTIVATIONS,
+    Dense,
+    Dropout,
+    LayerNorm,
+    attend,
+    attention_mask,
+    check_length,
+    position_ids,
+)
 from jaxptft.models.model import Model, Params
 from jaxptft.models.pure import as_features, as_model, check_classes, check_depth
 
@@ -48,12 +57,7 @@ class Embeddings(nn.Module):
 
     def __call__(self, batch: Batch, *, active: bool) -> Float[Array, "batch length width"]:
         ids = batch["input_ids"]
-        # A packed row may be longer than any of its texts may be.
-        if ids.shape[-1] > self.config.positions and "position_ids" not in batch:
-            raise ValueError(
-                f"input_ids are {ids.shape[-1]} tokens long, "
-                f"but the model has {self.config.positions} positions: truncate the text"
-            )
+        check_length(batch, self.config.max_length)
         rows = self.word(ids) + self.position(position_ids(batch, ids.shape[-1]))
         return self.drop(rows, active=active)
 

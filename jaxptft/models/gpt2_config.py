@@ -58,3 +58,8 @@ class Gpt2Config:
         check_flags(self, "scale_attention", "scale_by_layer")
         check_pad_id(self)
         check_choice(self, "dtype", DTYPES)
+
+    @property
+    def max_length(self) -> int:
+        """The longest text, in tokens."""
+        return self.positions

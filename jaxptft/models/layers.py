@@ -109,6 +109,15 @@ def attention_mask(batch: Mapping[str, Any], shape: tuple[int, ...]) -> Bool[Arr
     return (jnp.ones(shape, bool) if mask is None else jnp.asarray(mask, bool))[:, None]
 
 
+def check_length(batch: Mapping[str, Any], longest: int) -> None:
+    """ValueError where texts are longer than the model has positions; a packed row may be, since its texts are not."""
+    length = batch["input_ids"].shape[-1]
+    if length > longest and "position_ids" not in batch:
+        raise ValueError(
+            f"input_ids are {length} tokens long, but the model has {longest} positions: truncate the text"
+        )
+
+
 def position_ids(batch: Mapping[str, Any], length: int) -> Int[Array, "#batch length"]:
     """Where each token stands in its text: the batch's `position_ids` (packed rows), or 0 to length - 1."""
     positions = batch.get("position_ids")

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxptft.models.embeddings import Embedding
 from jaxptft.models.heads import flatten_choices, refuse_packed, take_positions, tied_logits
-from jaxptft.models.layers import ACTIVATIONS, Dropout, attention_mask, position_ids
+from jaxptft.models.layers import ACTIVATIONS, Dropout, attention_mask, check_length, position_ids
 from jaxptft.models.model import Model, Params
 from jaxptft.models.modernbert_config import ModernBertConfig
 from jaxptft.models.modernbert_layers import Layer, Norm, Projection, output_deviation, truncated, turns_at
@@ -62,11 +62,7 @@ class Embeddings(nn.Module):
 
     def __call__(self, batch: Batch, *, active: bool) -> Float[Array, "batch length width"]:
         ids = batch["input_ids"]
-        if ids.shape[-1] > self.config.positions and "position_ids" not in batch:
-            raise ValueError(
-                f"input_ids are {ids.shape[-1]} tokens long, "
-                f"but the model has {self.config.positions} positions: truncate the text"
-            )
+        check_length(batch, self.config.max_length)
         return self.drop(self.norm(self.word(ids)), active=active)
 
 

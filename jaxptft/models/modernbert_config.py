@@ -81,3 +81,8 @@ class ModernBertConfig:
     def is_global(self, layer: int) -> bool:
         """Whether a layer attends to the whole text."""
         return layer % 3 == 0 if self.global_layers is None else layer in self.global_layers
+
+    @property
+    def max_length(self) -> int:
+        """The longest text, in tokens."""
+        return self.positions

@@ -21,7 +21,6 @@ from jaxptft.recipes.training import (
     fresh_pieces,
     frozen_depth,
     refuse_frozen_fresh,
-    room,
 )
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class ClassifierRun:
             allow_missing=config.allow_missing,
         )
         self.tokenizer = data.load_tokenizer(self.model_folder)
-        vocab_size, positions = self.checkpoint.config.vocab_size, room(self.checkpoint.config)
+        vocab_size, positions = self.checkpoint.config.vocab_size, self.checkpoint.config.max_length
         data.check_vocabulary(self.tokenizer, vocab_size)
         self._name_padding()
         if config.max_length > positions:

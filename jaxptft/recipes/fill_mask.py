@@ -42,7 +42,6 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> list[list[Gues
     from jaxptft import data, models
     from jaxptft.recipes.model_source import open_model
     from jaxptft.recipes.runtime import keep_compiled_programs
-    from jaxptft.recipes.training import room
 
     keep_compiled_programs()
     folder, checkpoint = open_model(config.model, family=config.family, allow_bin=config.allow_bin)
@@ -52,7 +51,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> list[list[Gues
         raise ValueError(f"{config.model} has no head that predicts masked words; {advice}")
     tokenizer = data.load_tokenizer(folder)
     data.check_vocabulary(tokenizer, checkpoint.config.vocab_size)
-    encoded = _encode(config, tokenizer, room(checkpoint.config))
+    encoded = _encode(config, tokenizer, checkpoint.config.max_length)
     places = np.flatnonzero(encoded["input_ids"][0] == tokenizer.mask_token_id)
     batch = {**encoded, "positions": places[None].astype(np.int32)}
     logits = jax.jit(models.build(checkpoint.config, "masked_lm").apply)(checkpoint.params, batch)

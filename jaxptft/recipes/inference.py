@@ -11,7 +11,6 @@ from jaxptft import data, models, objectives, optim, train
 from jaxptft.recipes.model_source import open_model
 from jaxptft.recipes.run_folder import CONFIG
 from jaxptft.recipes.settings import read_yaml
-from jaxptft.recipes.training import room
 
 
 class Classifier:
@@ -34,7 +33,7 @@ class Classifier:
         self.tokenizer = data.load_tokenizer(folder)
         self.config = checkpoint.config
         data.check_vocabulary(self.tokenizer, self.config.vocab_size)
-        self.max_length = _length_of_run(folder) or min(room(self.config), self.tokenizer.model_max_length)
+        self.max_length = _length_of_run(folder) or min(self.config.max_length, self.tokenizer.model_max_length)
         network = models.build(self.config, "classification", classes=len(self.names))
         row = {name: np.zeros((1, 3), np.int32) for name in ("input_ids", "attention_mask", "token_type_ids")}
         wanted = jax.eval_shape(network.init, jax.random.key(0), row)
@@ -58,11 +57,11 @@ class Classifier:
 
         Raises FloatingPointError where they are not finite.
         """
-        max_length = min(max_length or self.max_length, room(self.config))
-        tokenized = data.tokenize(table, self.tokenizer, max_length)
+        longest: int = min(max_length or self.max_length, self.config.max_length)
+        tokenized = data.tokenize(table, self.tokenizer, longest)
         data.check_tokens(tokenized, self.config.vocab_size)
         if tokenized.truncated:
-            say(f"{tokenized.truncated} of {len(table)} texts are longer than {max_length} tokens and were cut")
+            say(f"{tokenized.truncated} of {len(table)} texts are longer than {longest} tokens and were cut")
         batches = data.Batches(tokenized, batch_size=batch_size, shuffle=False, multiple_of=self._mesh.size)
         with train.Progress("rows", batches.steps_per_epoch) as progress:
 

@@ -25,7 +25,6 @@ from jaxptft.recipes.training import (
     fresh_pieces,
     frozen_depth,
     refuse_frozen_fresh,
-    room,
 )
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ class PretrainRun:
         else:
             self.family, self.architecture = self.checkpoint.family, self.checkpoint.config
         data.check_vocabulary(self.tokenizer, self.architecture.vocab_size)
-        positions = room(self.architecture)
+        positions = self.architecture.max_length
         if config.max_length > positions:
             raise ValueError(
                 f"max_length is {config.max_length}, but {config.model or 'the model'} has {positions} positions; "
@@ -171,9 +170,8 @@ class PretrainRun:
             values["embedding_width"] = None  # as its checkpoints have it: no projection between equals
         architecture = replace(base, **values)
         self.token_ids = {name: number for name, number in fields.items() if name.endswith("_token_id")}
-        convert.new_checkpoint(
-            architecture, family=family, fields=self.token_ids
-        )  # refuses what the family's config.json cannot express
+        # Made once for nothing, so that what the family's config.json cannot express is refused now.
+        convert.new_checkpoint(architecture, family=family, fields=self.token_ids)
         return architecture
 
     def _read_data(self) -> None:
@@ -196,10 +194,11 @@ class PretrainRun:
                 zip(("train", "eval"), data.split_documents(whole, config.eval_share, config.seed), strict=True)
             )
             sources["eval"] = f"{config.eval_share:.0%} of the documents"
-        if whole.report.skipped:
-            say(f"{', '.join(config.corpus)}: {whole.report.skipped} bad documents skipped")
+        skipped = whole.report.skipped + (stores["eval"].report.skipped if config.eval_corpus else 0)
+        if skipped:
+            say(f"{skipped} bad documents skipped")
         self.batches: dict[str, Any] = {}
-        self.facts: dict[str, Any] = {"skipped_documents": whole.report.skipped}
+        self.facts: dict[str, Any] = {"skipped_documents": skipped}
         for split, store in stores.items():
             try:
                 tokenized, labels = self._examples(store, most=config.eval_rows if split == "eval" else None)
@@ -210,8 +209,9 @@ class PretrainRun:
             self.batches[split] = self._batches(split, tokenized, labels)
             padding = data.padding_share(self.batches[split])
             counts = {"documents": store.document_count, "tokens": store.token_count, "examples": len(tokenized)}
-            counts |= {"sentences": store.sentence_count, "unknown": round(store.unknown_share, 6)}
-            for fact, count in (*counts.items(), ("padding", round(padding, 4))):
+            counts |= {"sentences": store.sentence_count, "characters": store.character_count}
+            shares = {"unknown": round(store.unknown_share, 6), "padding": round(padding, 4)}
+            for fact, count in (counts | shares).items():
                 self.facts.setdefault(fact, {})[split] = count
             say(
                 f"{split}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['examples']:,} "

@@ -268,11 +268,6 @@ def frozen_depth(trainable: Any, config: Any) -> int | None:
     return config.layers + 1 if depth > groups else config.layers if depth == groups else 0
 
 
-def room(config: Any) -> int:
-    """How many tokens an input of this model may have: some families keep the first positions to themselves."""
-    return config.positions - getattr(config, "position_offset", 0)
-
-
 def computed_with(config: Any, *, dtype: str, dropout: float | None = None) -> Any:
     """A model's config with another dtype to compute in and, where `dropout` is given, with that rate everywhere."""
     # None stands for another field's rate, True and False for whether a place drops at all.

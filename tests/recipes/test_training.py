@@ -64,8 +64,3 @@ def test_one_dropout_replaces_every_rate_and_leaves_what_is_no_rate():
 def test_more_devices_than_there_are_cannot_be_chosen():
     with pytest.raises(ValueError, match="devices is 1000, but this machine shows"):
         training.choose_devices(1000)
-
-
-def test_the_first_positions_of_some_families_are_no_room_for_tokens():
-    roberta = models.BertConfig(vocab_size=9, width=4, layers=1, heads=1, mlp_width=4, positions=20, position_offset=1)
-    assert training.room(roberta) == 19
