@@ -81,6 +81,7 @@ def save(
     *,
     params: Params | None = None,
     labels: Sequence[str] | None = None,
+    fields: Mapping[str, Any] | None = None,
     tokenizer_from: str | Path | None = None,
     overwrite: bool = False,
     dtype: str | None = None,
@@ -88,9 +89,9 @@ def save(
 ) -> Manifest:
     """Writes a Hugging Face folder that `transformers` loads; it appears whole or not at all.
 
-    `params`, `labels` stand in for the checkpoint's own. Tokenizer files come from `tokenizer_from`, else from where
-    the checkpoint was read. `dtype` None gives each tensor its source's dtype, and new ones float32. `overwrite`
-    replaces a folder only if it holds a model. Returns the account of what was written.
+    `params`, `labels` stand in for the checkpoint's own; `fields` are further ones for config.json. Tokenizer
+    files come from `tokenizer_from`, else from where the checkpoint was read. `dtype` None gives each tensor its
+    source's dtype, and new ones float32. `overwrite` replaces a folder only if it holds a model. Returns the account of what was written.
 
     Raises FileExistsError for a folder that is not empty, ValueError where parameters, labels and config disagree.
     """
@@ -99,7 +100,7 @@ def save(
     labels = checkpoint.labels if labels is None else list(labels)
     heads = engine.heads_of(table, params)
     tensors = engine.export_tensors(table, checkpoint.config, params, checkpoint.extras, dtype=dtype)
-    fields = _fields(table, checkpoint, heads, dtype)
+    fields = _fields(table, checkpoint, heads, dtype) | dict(fields or {})
     manifest, _ = match(
         table,
         checkpoint.config,
@@ -226,7 +227,7 @@ def _fields(table: Family, checkpoint: Checkpoint, heads: Sequence[str], dtype: 
         fields["architectures"] = [find_architecture(table, heads)]
     if extras.names and not extras.restores(heads):
         # They are about the head that stays behind.
-        for name in ("id2label", "label2id", "num_labels", "problem_type"):
+        for name in ("id2label", "label2id", "num_labels", "problem_type", "task_specific_params"):
             fields.pop(name, None)
         if any(table.heads[head].tied for head in heads):
             fields.pop("tie_word_embeddings", None)

@@ -18,7 +18,6 @@ import tyro
 from pydantic import Field
 
 from jaxptft.recipes import finetune
-from jaxptft.recipes.report import confusion_text
 from jaxptft.recipes.settings import Settings
 
 if TYPE_CHECKING:
@@ -127,7 +126,6 @@ def run(
     _plot(config.out / "comparison.png", table)
     _print_table(table, len(parts["test"]))
     say(f"\nbest on validation: {best.name}; on the test sentences:\n\n{reports[best.name].text}")
-    say(confusion_text(reports[best.name]))
     say(f"\nthe table as a picture: {config.out / 'comparison.png'}")
     say(f"the best model, ready for transformers: {best.run}/model")
     say(f"{time.perf_counter() - began:.0f} seconds in all")

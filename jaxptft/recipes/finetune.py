@@ -1,4 +1,4 @@
-"""Fine-tune a classifier of texts or text pairs.
+"""Fine-tune a model for a task.
 
 Import the checkpoint, freeze what shall stay, train the rest (near its pre-trained values, if asked), keep the model
 that is best on the evaluation rows, report on test rows, and leave a folder that `transformers` loads.
@@ -12,18 +12,9 @@ from pydantic import Field
 
 from jaxptft.recipes import report as reports
 from jaxptft.recipes.settings import Settings
+from jaxptft.recipes.tasks import TaskName
+from jaxptft.recipes.tasks.settings import Columns
 from jaxptft.recipes.training_settings import TrainingSettings
-
-
-class Columns(Settings):
-    """Which columns hold what; what is not given is told from the names found."""
-
-    text: str | None = None
-    """the text, or the first of a pair"""
-    pair: str | None = None
-    """the second text of a pair; "" for none"""
-    label: str | None = None
-    """the class"""
 
 
 class L2(Settings):
@@ -36,7 +27,7 @@ class L2(Settings):
 
 
 class Config(TrainingSettings):
-    """Fine-tune a classifier: jaxptft finetune --model DIR --train train.csv --eval dev.csv --out runs/x"""
+    """Fine-tune a model: jaxptft finetune --model DIR --train train.csv --eval dev.csv --out runs/x"""
 
     model: str
     """a Hugging Face folder, a run folder, a converted folder, or a name on the hub"""
@@ -46,6 +37,8 @@ class Config(TrainingSettings):
     """rows that choose the best model; without it, the source's validation split, or a tenth of the training rows"""
     test: str | None = None
     """rows that only the best model sees, once"""
+    task: TaskName = "classification"
+    """what the model shall do with a row"""
     columns: Columns = Columns()
     on_bad_row: Literal["error", "skip"] = "error"
     l2_to_pretrained: float = Field(default=0.0, ge=0)
@@ -56,8 +49,10 @@ class Config(TrainingSettings):
     label_smoothing: float = Field(default=0.0, ge=0, le=1)
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: each class weighs as if all were equally frequent in training"""
-    monitor: Literal["accuracy", "macro_f1", "loss"] = "accuracy"
-    """what decides which model is best"""
+    weights_by_class: dict[str, float] = Field(default_factory=dict)
+    """class -> its weight in the loss, 1 where it is not named; in place of class_weights"""
+    monitor: str | None = None
+    """what decides which model is best: accuracy, macro_f1, loss, ... as the task has them (default: its first)"""
     family: str | None = None
     """the architecture, where config.json names none"""
 
@@ -79,10 +74,10 @@ def run(config: Config, *, name: str = "finetune", say: Callable[[str], None] = 
     Raises ValueError, FileNotFoundError or FileExistsError in one line for whatever does not fit, before the first
     step; `train.Stopped` after saving when SIGTERM or Ctrl-C asks for it.
     """
-    from jaxptft.recipes.classifier_run import ClassifierRun
+    from jaxptft.recipes.finetune_run import FinetuneRun
     from jaxptft.recipes.training import carry_out
 
-    done = carry_out(config, lambda stop: ClassifierRun(config, name=name, say=say, stop=stop))
+    done = carry_out(config, lambda stop: FinetuneRun(config, name=name, say=say, stop=stop))
     training = done.work.training
     return Result(
         config.out, done.found, training.trainable_count, training.parameter_count, done.seconds, done.loop.best_step

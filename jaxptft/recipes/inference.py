@@ -1,68 +1,117 @@
-"""A classifier from any folder, ready to score rows."""
+"""A fine-tuned model from any folder, ready to be asked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from jaxptft import data, models, objectives, optim, train
 from jaxptft.recipes.model_source import open_model
-from jaxptft.recipes.run_folder import CONFIG
-from jaxptft.recipes.settings import read_yaml
+
+SETTINGS = "jaxptft"  # under task_specific_params of a config.json: what we keep with a fine-tuned model
+_PROBLEMS = {  # problem_type -> task, of a head that reads one vector a text
+    "single_label_classification": "classification",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
+}
+_HEADS = ("token_classifier", "question_answering", "multiple_choice")
+_TASK_OF = {"token_classifier": "token_classification"}
 
 
-class Classifier:
-    """A model with a classification head, and its tokenizer and labels.
+class Opened:
+    """A model with the head of a task, its tokenizer, the names of its outputs, and what was settled with it.
 
-    Raises ValueError when the folder holds an encoder without a head.
+    Raises ValueError where the folder holds no head that a task has.
     """
 
     def __init__(self, model: str | Path, *, family: str | None = None, allow_bin: bool = False):
         folder, checkpoint = open_model(model, family=family, allow_bin=allow_bin)
-        if "classifier" not in checkpoint.params or not checkpoint.labels:
-            raise ValueError(f"{model} has no classification head; fine-tune it first (jaxptft finetune)")
-        problem = checkpoint.extras.fields.get("problem_type")
-        if len(checkpoint.labels) < 2 or problem not in (None, "single_label_classification"):
-            raise ValueError(
-                f"{model} does not tell classes apart: its head has {len(checkpoint.labels)} outputs and problem_type "
-                f"{problem!r}; expected two or more and single_label_classification"
-            )
-        self.names = tuple(checkpoint.labels)
+        self.source, self.config, self.params = str(model), checkpoint.config, checkpoint.params
+        self.fields: Mapping[str, Any] = checkpoint.extras.fields
+        self.settings = settings_of(self.fields)
+        self.names = tuple(checkpoint.labels or ())
+        self.task = self._task()
         self.tokenizer = data.load_tokenizer(folder)
-        self.config = checkpoint.config
         data.check_vocabulary(self.tokenizer, self.config.vocab_size)
-        self.max_length = _length_of_run(folder) or min(self.config.max_length, self.tokenizer.model_max_length)
-        network = models.build(self.config, "classification", classes=len(self.names))
-        row = {name: np.zeros((1, 3), np.int32) for name in ("input_ids", "attention_mask", "token_type_ids")}
-        wanted = jax.eval_shape(network.init, jax.random.key(0), row)
-        known = set(optim.paths(checkpoint.params))
-        if lacking := [path for path in optim.paths(wanted) if path not in known]:
-            raise ValueError(f"{model} lacks {lacking[0]}; fine-tune it first (jaxptft finetune)")
-        objective = objectives.classification(network)
-        self._evaluator = train.make_evaluator(objective, labelled=False)
+        longest = min(self.config.max_length, self.tokenizer.model_max_length)
+        self.max_length: int = min(self.settings.get("max_length", longest), longest)
         self._mesh = train.make_mesh()
-        self._params = train.replicate(checkpoint.params, self._mesh)
+        self._placed: Any = None
 
-    def logits(
-        self,
-        table: data.Table,
-        *,
-        batch_size: int = 64,
-        max_length: int | None = None,
-        say: Callable[[str], None] = print,
-    ) -> Float[np.ndarray, "rows classes"]:
-        """The logits of each row, in the order of the rows; says how many texts were cut.
+    def _task(self) -> str:
+        if "classifier" in self.params:
+            problem = self.fields.get("problem_type")
+            if problem is None:  # as transformers takes it
+                problem = "regression" if len(self.names) == 1 else "single_label_classification"
+            if problem not in _PROBLEMS:
+                raise ValueError(f"{self.source}: problem_type is {problem!r}; expected one of {', '.join(_PROBLEMS)}")
+            task = _PROBLEMS[problem]
+            if task == "classification" and len(self.names) < 2:
+                raise ValueError(
+                    f"{self.source} does not tell classes apart: its head has {len(self.names)} outputs and "
+                    f"problem_type {problem!r}; expected two or more"
+                )
+            return task
+        for head in _HEADS:
+            if head in self.params:
+                return _TASK_OF.get(head, head)
+        if self.settings.get("task"):
+            return self.settings["task"]
+        raise ValueError(f"{self.source} has no head of a task; fine-tune it first (jaxptft finetune)")
 
-        Raises FloatingPointError where they are not finite.
-        """
-        longest: int = min(max_length or self.max_length, self.config.max_length)
+    @property
+    def devices(self) -> int:
+        """What a batch must be a multiple of."""
+        return self._mesh.size
+
+    @property
+    def settled(self) -> Mapping[str, Any]:
+        """What was chosen on the evaluation rows of the model's fine-tuning: a threshold."""
+        return self.settings.get("settled", {})
+
+    def model(self, model_task: str, *, classes: int | None = None) -> models.Model:
+        """The network; ValueError where the folder lacks one of its parameters."""
+        network = models.build(self.config, model_task, classes=classes)
+        shape = (1, 2, 3) if model_task == "multiple_choice" else (1, 3)
+        row = {name: np.zeros(shape, np.int32) for name in ("input_ids", "attention_mask", "token_type_ids")}
+        known = set(optim.paths(self.params))
+        wanted = optim.paths(jax.eval_shape(network.init, jax.random.key(0), row))
+        if lacking := [path for path in wanted if path not in known]:
+            raise ValueError(f"{self.source} lacks {lacking[0]}; fine-tune it first (jaxptft finetune)")
+        return network
+
+    def longest(self, asked: int | None) -> int:
+        """How many tokens an example may have: as asked, or as in the model's fine-tuning."""
+        return min(asked or self.max_length, self.config.max_length)
+
+    def batches(
+        self, table: data.Table, *, batch_size: int, max_length: int | None, say: Callable[[str], None]
+    ) -> data.Batches:
+        """The rows of a table, for `predictions`; says how many texts were cut."""
+        longest = self.longest(max_length)
         tokenized = data.tokenize(table, self.tokenizer, longest)
-        data.check_tokens(tokenized, self.config.vocab_size)
         if tokenized.truncated:
             say(f"{tokenized.truncated} of {len(table)} texts are longer than {longest} tokens and were cut")
-        batches = data.Batches(tokenized, batch_size=batch_size, shuffle=False, multiple_of=self._mesh.size)
+        return data.Batches(tokenized, batch_size=batch_size, shuffle=False, multiple_of=self.devices)
+
+    def predictions(
+        self,
+        objective: objectives.Objective,
+        batches: Any,
+        *,
+        name_row: Callable[[int], str] = "example {}".format,
+    ) -> dict[str, np.ndarray]:
+        """What the objective predicts for each example, in the order of the ids.
+
+        Raises FloatingPointError where a number is not finite; `name_row` says which example that is.
+        """
+        data.check_tokens(batches.tokenized, self.config.vocab_size)
+        if self._placed is None:
+            self._placed = train.replicate(self.params, self._mesh)
+        evaluator = train.make_evaluator(objective, labelled=False)
         with train.Progress("rows", batches.steps_per_epoch) as progress:
 
             def stream():
@@ -71,26 +120,28 @@ class Classifier:
                     yield batch
                     progress.update(step + 1, None, int(batch["valid"].sum()))
 
-            evaluation = train.evaluate(
-                self._evaluator, self._params, {}, None, stream(), place=lambda batch: train.shard(batch, self._mesh)
-            )
-        logits = jax.device_get(evaluation.predictions["logits"])
-        broken = np.flatnonzero(~np.isfinite(logits).all(-1))
-        if len(broken):
-            row = table.rows[broken[0]]
-            raise FloatingPointError(
-                f"{table.source}, row {row}: the model gives NaN or infinity; its weights are broken"
-            )
-        return logits
+            place = partial(train.shard, mesh=self._mesh)
+            constants = train.replicate(objective.constants, self._mesh)
+            evaluation = train.evaluate(evaluator, self._placed, {}, constants, stream(), place=place)
+        found = jax.device_get(evaluation.predictions)
+        for values in found.values():
+            if not np.issubdtype(values.dtype, np.floating):
+                continue
+            broken = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(-1))
+            if len(broken):
+                raise FloatingPointError(
+                    f"{name_row(int(broken[0]))}: the model gives NaN or infinity; its weights are broken"
+                )
+        return found
 
 
-def _length_of_run(folder: Path) -> int | None:
-    """The max_length of the run that the folder is the model of."""
-    recorded = folder.parent / CONFIG
-    if folder.name != "model" or not recorded.is_file():
-        return None
-    try:
-        value = read_yaml(recorded).get("max_length")
-    except ValueError:  # another program's file
-        return None
-    return value if type(value) is int and value >= 3 else None
+def settings_of(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a config.json keeps of our own; {} where another program wrote it."""
+    params = fields.get("task_specific_params")
+    found = params.get(SETTINGS) if isinstance(params, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def with_settings(fields: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a config.json that keep `settings`."""
+    return {**fields, "task_specific_params": {SETTINGS: dict(settings)}}

@@ -1,4 +1,4 @@
-"""Predict the class of each row of a file."""
+"""Predict each row of a file: its class, its entities, its answer, as the model's task is."""
 
 import json
 from collections.abc import Callable
@@ -8,19 +8,19 @@ from typing import Literal
 import tyro
 from pydantic import Field
 
-from jaxptft.recipes.finetune import Columns
 from jaxptft.recipes.settings import Settings
+from jaxptft.recipes.tasks.settings import Columns
 
 
 class Config(Settings):
-    """Predict the class of each row: jaxptft predict MODEL --data FILE --out FILE"""
+    """Predict each row: jaxptft predict MODEL --data FILE --out FILE"""
 
     model: tyro.conf.Positional[str]
     """a run folder, a Hugging Face folder, a converted folder, or a name on the hub"""
     data: str
-    """rows with a text (or a pair); labels are not needed and not read"""
+    """rows as the model was fine-tuned on; labels are not needed and not read"""
     out: Path
-    """a JSONL file: row, label, probabilities, in the order of the rows"""
+    """a JSONL file: a line for each row, in their order"""
     columns: Columns = Columns()
     id: str | None = None
     """a column whose values are carried into the predictions"""
@@ -37,16 +37,13 @@ class Config(Settings):
 
 
 def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
-    """Write one JSON object a row: `row` (its line or number in the source), `label`, `probabilities` by label, and the
-    value of the `id` column where one is named.
+    """Write one JSON object a row, of the kind that the model's task gives (see `jaxptft.recipes.tasks`).
 
     The file appears whole or not at all. Raises FileExistsError when it exists and `overwrite` is not set.
     """
-    from scipy.special import softmax
-
-    from jaxptft import data
-    from jaxptft.recipes.inference import Classifier
+    from jaxptft.recipes.inference import Opened
     from jaxptft.recipes.runtime import keep_compiled_programs
+    from jaxptft.recipes.tasks import module_of
 
     if config.out.is_dir():
         raise IsADirectoryError(f"{config.out} is a folder; choose a file for --out")
@@ -55,25 +52,18 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
     if config.out.exists() and config.out.resolve() == Path(config.data).resolve():
         raise ValueError(f"--out and --data are both {config.out}; choose another --out")
     keep_compiled_programs()
-    classifier = Classifier(config.model, family=config.family, allow_bin=config.allow_bin)
-    columns = data.Columns(config.columns.text, config.columns.pair, id=config.id)
-    split = data.pick_split(config.data, config.split)
-    table = data.read_table(config.data, columns=columns, labelled=False, on_bad_row=config.on_bad_row, split=split)
-    logits = classifier.logits(table, batch_size=config.batch_size, max_length=config.max_length, say=say)
-    probabilities = softmax(logits.astype("float64"), axis=-1)
+    opened = Opened(config.model, family=config.family, allow_bin=config.allow_bin)
+    lines = module_of(opened.task).predict(opened, config, say=say)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = config.out.with_name(f".{config.out.name}.unfinished")
+    count = 0
     try:
         with unfinished.open("w", encoding="utf-8") as file:
-            keys = table.keys or [None] * len(table)
-            for row, key, values in zip(table.rows.tolist(), keys, probabilities, strict=True):
-                by_name = {name: round(float(p), 6) for name, p in zip(classifier.names, values, strict=True)}
-                line = {"row": row} | ({} if key is None else {"id": key})
-                line |= {"label": classifier.names[int(values.argmax())], "probabilities": by_name}
+            for line in lines:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                count += 1
         unfinished.replace(config.out)
     finally:
         unfinished.unlink(missing_ok=True)
-    skipped = f", {table.report.skipped} bad rows skipped" if table.report.skipped else ""
-    say(f"{len(table)} predictions in {config.out}{skipped}")
+    say(f"{count} predictions in {config.out}")
     return config.out

@@ -1,7 +1,7 @@
 """Evaluation over a whole data set: each row exactly once, whatever the batches and devices."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -51,6 +51,7 @@ def evaluate(
 ) -> Evaluation:
     """Run `evaluator` over `batches` and gather what it says of each row.
 
+    Batches of one source, {"task": {...}}, give what those of `combine` give but for the name in front of each number.
     Padding rows (`valid` False) are dropped. A mean of nothing is NaN, which no best model can be. Raises ValueError
     when a row's id appears twice or no row is valid, and `Stopped` when `stop` was set on the way.
     """
@@ -61,10 +62,13 @@ def evaluate(
             stop.raise_if_set()
         placed = place(batch)
         predictions, metrics = jax.device_get(evaluator(params, state, constants, placed))
+        if "ids" not in placed and len(placed) == 1:
+            ((source, placed),) = placed.items()
+            predictions, metrics = (_without(entries, f"{source}/") for entries in (predictions, metrics))
+        ids, valid = np.asarray(placed["ids"]), np.asarray(placed["valid"])
         for name, mean in metrics.items():
             total, count = sums.get(name, (0.0, 0.0))
             sums[name] = (total + float(mean.total), count + float(mean.count))
-        ids, valid = np.asarray(placed["ids"]), np.asarray(placed["valid"])
         gathered.append({"ids": ids[valid], **{name: values[valid] for name, values in predictions.items()}})
 
     rows = {name: np.concatenate([part[name] for part in gathered]) for name in gathered[0]} if gathered else {}
@@ -77,3 +81,7 @@ def evaluate(
         raise ValueError(f"row {repeated[0]} is evaluated more than once; each must come exactly once")
     means = {name: total / count if count else float("nan") for name, (total, count) in sums.items()}
     return Evaluation(means, rows, ids)
+
+
+def _without(entries: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in entries.items()}

@@ -46,11 +46,12 @@ def test_the_best_step_is_the_first_of_the_highest_accuracies(finished, lines_of
 
 def test_the_model_folder_loads_in_torch_with_the_same_logits_and_labels(finished, files):
     from jaxptft import data
-    from jaxptft.recipes.inference import Classifier
+    from jaxptft.recipes.inference import Opened
+    from jaxptft.recipes.tasks.classification import logits
 
     folder = finished.out / "model"
     table = data.read_table(str(files.test))
-    ours = Classifier(finished.out).logits(table, say=lambda _: None)
+    ours = logits(Opened(finished.out), table, say=lambda _: None)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
@@ -163,11 +164,12 @@ def test_balanced_class_weights_make_each_class_weigh_the_same(fine_tune, tmp_pa
     plain, balanced = (lines_of(tmp_path / weights, "train")[0]["loss"] for weights in ("none", "balanced"))
     # By hand: with losses p and n of the two texts, (28 p + 4 n) / 32 and (p + n) / 2 differ unless p = n.
     from jaxptft import data
-    from jaxptft.recipes.inference import Classifier
+    from jaxptft.recipes.inference import Opened
+    from jaxptft.recipes.tasks.classification import logits
 
     table = data.make_table(["the film was good", "the film was bad"])
-    logits = Classifier(tmp_path / "none").logits(table, say=lambda _: None)
-    p, n = (-jax.nn.log_softmax(logits)[[0, 1], [1, 0]]).tolist()
+    scores = logits(Opened(tmp_path / "none"), table, say=lambda _: None)
+    p, n = (-jax.nn.log_softmax(scores)[[0, 1], [1, 0]]).tolist()
     assert plain == pytest.approx((28 * p + 4 * n) / 32, abs=1e-4)
     assert balanced == pytest.approx((p + n) / 2, abs=1e-4)
     assert abs(plain - balanced) > 1e-3
@@ -310,7 +312,10 @@ def bad_files(folder, csv_file):
         (["--from-scratch", "--l2-to-pretrained", "0.1"], "l2_to_pretrained needs trainable parameters"),
         (["--lerning-rate", "1"], "unknown flag --lerning-rate; did you mean 'learning-rate'?"),
         (["--optimizer.warmpu", "1"], "unknown flag --optimizer.warmpu; did you mean 'optimizer.warmup'?"),
-        (["--monitor", "accuracies"], "invalid choice 'accuracies' for argument '--monitor'"),
+        (
+            ["--monitor", "accuracies"],
+            "monitor is 'accuracies'; classification has accuracy, macro_f1, loss",
+        ),
         (["--resume"], "holds no run to resume"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],

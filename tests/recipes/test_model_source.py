@@ -5,8 +5,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxptft import convert, data
-from jaxptft.recipes.inference import Classifier
+from jaxptft.recipes.inference import Opened
 from jaxptft.recipes.model_source import locate, open_model
+from jaxptft.recipes.tasks.classification import logits
 
 
 @pytest.fixture(autouse=True)
@@ -52,8 +53,8 @@ def test_a_name_that_the_hub_does_not_give_is_said(name):
 
 
 def test_a_model_without_a_head_classifies_nothing(encoder):
-    with pytest.raises(ValueError, match="has no classification head; fine-tune it first"):
-        Classifier(encoder)
+    with pytest.raises(ValueError, match="has no head of a task; fine-tune it first"):
+        Opened(encoder)
 
 
 def test_a_model_that_lacks_tensors_classifies_nothing(classifier, tmp_path):
@@ -64,10 +65,10 @@ def test_a_model_that_lacks_tensors_classifies_nothing(classifier, tmp_path):
     tensors = {name: array for name, array in load_file(folder / "model.safetensors").items() if "pooler" not in name}
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"missing from the source: pooler\.dense"):
-        Classifier(folder)
+        Opened(folder)
     convert.import_folder(folder, tmp_path / "converted", allow_missing=["pooler.*"])
     with pytest.raises(ValueError, match=r"converted lacks backbone/pooler/(kernel|bias); fine-tune it first"):
-        Classifier(tmp_path / "converted")
+        Opened(tmp_path / "converted").model("classification", classes=2)
 
 
 def test_a_model_that_gives_nan_is_an_error(classifier, tmp_path, make_model):
@@ -76,7 +77,7 @@ def test_a_model_that_gives_nan_is_an_error(classifier, tmp_path, make_model):
     save_file(tensors | {"classifier.bias": np.array([np.nan, 0], np.float32)}, folder / "model.safetensors")
     table = data.make_table(["the film", "a book"])
     with pytest.raises(FloatingPointError, match="the rows given, row 1: the model gives NaN or infinity"):
-        Classifier(folder).logits(table, say=lambda _: None)
+        logits(Opened(folder), table, say=lambda _: None)
 
 
 def test_another_family_is_refused(classifier, tmp_path):

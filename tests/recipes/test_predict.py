@@ -96,7 +96,7 @@ def test_nothing_is_left_when_it_fails_half_way(command, finished, files, tmp_pa
 
 def test_what_does_not_fit_is_refused(refused, finished, files, encoder, tmp_path):
     out = ("--out", tmp_path / "p.jsonl")
-    assert "has no classification head" in refused("predict", encoder, "--data", files.dev, *out)
+    assert "has no head of a task" in refused("predict", encoder, "--data", files.dev, *out)
     assert "nowhere.csv" in refused("predict", finished.out, "--data", "nowhere.csv", *out)
     assert "--max-length is 2: " in refused("predict", finished.out, "--data", files.dev, *out, "--max-length", "2")
     (tmp_path / "empty.csv").write_text("")

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
 
 from jaxptft.recipes import report as reports
+from jaxptft.recipes.metrics import classification as metrics_of
 
 NAMES = ("neg", "so-so", "pos")
 
@@ -20,34 +21,37 @@ def scored():
 def test_the_numbers_are_those_of_scikit_learn(scored):
     logits, labels = scored
     predicted = logits.argmax(-1)
-    report = reports.classification_report(logits, labels, NAMES)
+    report = metrics_of.classification_report(logits, labels, NAMES)
     assert report.metrics["classification/accuracy"] == accuracy_score(labels, predicted)
     expected = f1_score(labels, predicted, labels=[0, 1, 2], average="macro", zero_division=0)
     assert report.metrics["classification/macro_f1"] == expected
-    np.testing.assert_array_equal(report.confusion, confusion_matrix(labels, predicted, labels=[0, 1, 2]))
+    np.testing.assert_array_equal(report.details["confusion"], confusion_matrix(labels, predicted, labels=[0, 1, 2]))
     options = {"labels": [0, 1, 2], "target_names": NAMES, "digits": 4, "zero_division": 0}
-    assert report.text == classification_report(labels, predicted, **options)
+    assert report.text.startswith(classification_report(labels, predicted, **options))
 
 
 def test_numbers_by_hand():
     # Truth 0 0 1 1, told 0 1 1 1: accuracy 3/4; F1 of class 0 is 2/3, of class 1 is 4/5.
     logits = np.eye(2)[[0, 1, 1, 1]]
-    metrics = reports.classification_metrics(logits, np.array([0, 0, 1, 1]))
+    metrics = metrics_of.classification_metrics(logits, np.array([0, 0, 1, 1]))
     assert metrics["classification/accuracy"] == 0.75
     assert metrics["classification/macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
 
 
 def test_the_confusion_matrix_as_text_has_truth_in_rows(scored):
-    report = reports.classification_report(*scored, NAMES)
-    header, *rows = reports.confusion_text(report).splitlines()
+    report = metrics_of.classification_report(*scored, NAMES)
+    confusion = np.array(report.details["confusion"])
+    text = metrics_of.confusion_text(confusion, NAMES)
+    assert report.text.endswith(text)
+    header, *rows = text.splitlines()
     assert header.split() == ["truth", "\\", "predicted", *NAMES]
     assert [row.split()[0] for row in rows] == list(NAMES)
-    assert [[int(count) for count in row.split()[1:]] for row in rows] == report.confusion.tolist()
+    assert [[int(count) for count in row.split()[1:]] for row in rows] == confusion.tolist()
     assert len({len(line) for line in (header, *rows)}) == 1  # aligned
 
 
 def test_what_is_saved_reads_back(scored, tmp_path):
-    report = reports.classification_report(*scored, NAMES)
+    report = metrics_of.classification_report(*scored, NAMES)
     reports.save_report(tmp_path, {"eval": report}, {"best_step": 3})
     saved = json.loads((tmp_path / "report.json").read_text())
     assert saved == {"best_step": 3, "eval": report.to_dict()}
@@ -58,14 +62,14 @@ def test_what_is_saved_reads_back(scored, tmp_path):
 
 def test_a_class_may_be_called_anything(tmp_path):
     names = ("$\\frac{$", "a_b^c", "two\nlines", "")
-    report = reports.classification_report(np.eye(4), np.arange(4), names)
+    report = metrics_of.classification_report(np.eye(4), np.arange(4), names)
     reports.save_report(tmp_path, {"test": report}, {})
     assert (tmp_path / "confusion_test.png").is_file()
 
 
 def test_hundreds_of_classes_still_make_a_picture(tmp_path):
-    report = reports.classification_report(np.eye(700), np.arange(700), [f"class {index}" for index in range(700)])
-    reports.plot_confusion(tmp_path / "c.png", report)
+    report = metrics_of.classification_report(np.eye(700), np.arange(700), [f"class {index}" for index in range(700)])
+    report.pictures["confusion"](tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size < 2_000_000
 
 

@@ -109,3 +109,16 @@ def test_a_stop_ends_it_between_batches():
         run(stopping(), stop=flag)
     assert seen == [0, 1, 2]
     assert run(batches(8), stop=train.StopFlag()).ids.size == ROWS
+
+
+def test_a_batch_of_one_source_gives_what_the_source_alone_gives():
+    """Against the same rows evaluated without `combine`."""
+    combined = objectives.combine({"task": (3.0, regression()), "other": (1.0, regression())})
+    evaluator = train.make_evaluator(combined)
+    state = {"task": {}, "other": {}}
+    found = train.evaluate(evaluator, PARAMS, state, None, ({"task": batch} for batch in batches(8)))
+    alone = run(batches(8))
+    np.testing.assert_array_equal(found.ids, alone.ids)
+    np.testing.assert_array_equal(found.predictions["output"], alone.predictions["output"])
+    assert found.metrics["fit/close"] == alone.metrics["fit/close"]
+    assert found.metrics["fit/loss"] == pytest.approx(3.0 * alone.metrics["fit/loss"])  # its weight in the sum
