@@ -89,9 +89,10 @@ def save(
 ) -> Manifest:
     """Writes a Hugging Face folder that `transformers` loads; it appears whole or not at all.
 
-    `params`, `labels` stand in for the checkpoint's own; `fields` are further ones for config.json. Tokenizer
-    files come from `tokenizer_from`, else from where the checkpoint was read. `dtype` None gives each tensor its
-    source's dtype, and new ones float32. `overwrite` replaces a folder only if it holds a model. Returns the account of what was written.
+    `params`, `labels` stand in for the checkpoint's own; `fields` are further ones for config.json. Tokenizer files
+    come from `tokenizer_from`, else from where the checkpoint was read. `dtype` None gives each tensor its source's
+    dtype, and new ones float32. `overwrite` replaces a folder only if it holds a model. Returns the account of what
+    was written.
 
     Raises FileExistsError for a folder that is not empty, ValueError where parameters, labels and config disagree.
     """

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jaxptft.recipes import report as reports
+from jaxptft.recipes.pretrain import Masking
 from jaxptft.recipes.settings import Settings
 from jaxptft.recipes.tasks import TaskName
-from jaxptft.recipes.tasks.settings import Columns
+from jaxptft.recipes.tasks.settings import Answers, Augment, Columns, MultiLabel, Tags
 from jaxptft.recipes.training_settings import TrainingSettings
 
 
@@ -24,6 +25,28 @@ class L2(Settings):
     """path pattern -> factor of the weight; the first match wins, 0 leaves alone"""
     new: float = Field(default=0.0, ge=0)
     """weight of plain L2 on parameters that were not imported: the new head"""
+
+
+class Auxiliary(Settings):
+    """The pre-training objective beside the task: masked tokens, or the next token under a causal model."""
+
+    weight: float = Field(default=0.0, ge=0)
+    """of its loss against the task's; 0 leaves it out"""
+    corpus: tuple[str, ...] = ()
+    """unlabelled text: files, folders, globs or hub names, as `pretrain --corpus` takes them"""
+    documents: Literal["file", "line", "blank-line"] = "file"
+    """what is one document in a text file"""
+    text_column: str | None = None
+    """the column of .jsonl and .parquet that holds the text (default: text)"""
+    batch_size: int | None = Field(default=None, ge=1)
+    """rows of it in an optimizer step (default: as many as of the task)"""
+    masking: Masking = Masking()
+
+    @model_validator(mode="after")
+    def _both(self) -> "Auxiliary":
+        if bool(self.weight) != bool(self.corpus):
+            raise ValueError("auxiliary needs a weight and a corpus: give both, or neither")
+        return self
 
 
 class Config(TrainingSettings):
@@ -40,6 +63,11 @@ class Config(TrainingSettings):
     task: TaskName = "classification"
     """what the model shall do with a row"""
     columns: Columns = Columns()
+    labels: MultiLabel = MultiLabel()
+    tags: Tags = Tags()
+    answers: Answers = Answers()
+    auxiliary: Auxiliary = Auxiliary()
+    answers: Answers = Answers()
     on_bad_row: Literal["error", "skip"] = "error"
     l2_to_pretrained: float = Field(default=0.0, ge=0)
     """weight of ||theta - theta_pretrained||^2 over the trainable parameters of the imported backbone"""
@@ -51,6 +79,10 @@ class Config(TrainingSettings):
     """balanced: each class weighs as if all were equally frequent in training"""
     weights_by_class: dict[str, float] = Field(default_factory=dict)
     """class -> its weight in the loss, 1 where it is not named; in place of class_weights"""
+    sampling: Literal["plain", "balanced"] = "plain"
+    """balanced: rows are drawn so that every class, or set of labels, is seen equally often"""
+    labels: MultiLabel = MultiLabel()
+    augment: Augment = Augment()
     monitor: str | None = None
     """what decides which model is best: accuracy, macro_f1, loss, ... as the task has them (default: its first)"""
     family: str | None = None

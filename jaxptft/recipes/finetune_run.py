@@ -1,6 +1,6 @@
 """The parts of one fine-tuning put together: data, model, objective, optimizer, loop, and what remains of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,9 +9,11 @@ import jax
 import numpy as np
 
 from jaxptft import convert, data, models, objectives, optim, train
+from jaxptft.recipes import additions
 from jaxptft.recipes import report as reports
 from jaxptft.recipes.finetune import Config
 from jaxptft.recipes.inference import with_settings
+from jaxptft.recipes.mixed import Mixed
 from jaxptft.recipes.model_source import open_model
 from jaxptft.recipes.tasks import head_of, module_of
 from jaxptft.recipes.tasks.contract import Task
@@ -43,10 +45,10 @@ class FinetuneRun:
 
     def _open_model(self) -> None:
         config = self.config
-        head = head_of(config.task)
+        heads = [head_of(config.task), "mlm" if config.auxiliary.weight else None]
         self.model_folder, self.checkpoint = open_model(
             config.model,
-            heads=() if head is None else (head,),
+            heads=tuple(head for head in heads if head is not None),
             family=config.family,
             allow_bin=config.allow_bin,
             allow_unused=config.allow_unused,
@@ -83,14 +85,26 @@ class FinetuneRun:
                 f"monitor is {monitor!r}; {self.config.task} has {', '.join(self.task.monitors)}: choose one"
             )
         self.monitor, self.higher_is_better = self.task.monitors[monitor or next(iter(self.task.monitors))]
+        self.additions = additions.auxiliary(
+            self.config,
+            tokenizer=self.tokenizer,
+            architecture=self.checkpoint.config,
+            devices=self.mesh.size,
+            say=self.say,
+        )
+        self.batches = dict(self.task.batches)
+        if self.additions:
+            own = {addition.name: addition.batches for addition in self.additions if addition.batches is not None}
+            self.batches = {
+                split: Mixed({"task": batches} | (own if split == "train" else {}))
+                for split, batches in self.task.batches.items()
+            }
 
     def _build_model(self) -> None:
         config, checkpoint, task = self.config, self.checkpoint, self.task
-        architecture = computed_with(checkpoint.config, dtype=config.dtype, dropout=config.dropout)
-        build = partial(models.build, architecture, task.model_task, classes=task.classes)
-        example = task.batches["train"].batch_at(0)
+        self.architecture = computed_with(checkpoint.config, dtype=config.dtype, dropout=config.dropout)
         init_rng, self.step_rng = jax.random.split(jax.random.key(config.seed))
-        fresh = jax.jit(task.objective(build()).init)(init_rng, example)
+        fresh = jax.jit(self._objective(None).init)(init_rng, self.batches["train"].batch_at(0))
 
         kept, head = {"backbone": checkpoint.params["backbone"]}, "fresh"
         if task.head is not None and task.head in checkpoint.params:
@@ -99,7 +113,12 @@ class FinetuneRun:
             else:
                 known = ", ".join(checkpoint.labels or [])
                 self.say(f"the checkpoint's head is dropped: it tells {known} apart")
-        others = set(checkpoint.params) - {"backbone", task.head}  # of a converted folder, and of any other:
+        for addition in self.additions:
+            if addition.head is not None and addition.head in checkpoint.params:
+                kept[addition.head] = checkpoint.params[addition.head]
+            elif addition.head is not None:
+                self.say(f"{config.model} lacks the head {addition.head}: fresh")
+        others = set(checkpoint.params) - {*kept, task.head}  # of a converted folder, and of any other:
         others |= {entry.hf_name for entry in checkpoint.manifest.unused} if checkpoint.manifest else set()
         if others:
             self.say(f"the checkpoint's heads of other tasks are dropped: {', '.join(sorted(others))}")
@@ -111,8 +130,19 @@ class FinetuneRun:
             origin = config.model if task.head is None else f"{config.model}, head {head}"
             if new := fresh_pieces(fresh, kept):
                 self.say(f"{config.model} lacks {', '.join(new)}: fresh")
-        self.model = build(frozen_layers=frozen_depth(self.trainable, architecture))
         self.origin = f"{checkpoint.family} from {origin}"
+
+    def _objective(
+        self, frozen_layers: int | None, penalties: Sequence[objectives.Penalty] = ()
+    ) -> objectives.Objective:
+        """The task alone, or with everything that goes beside it."""
+        build = partial(models.build, self.architecture, frozen_layers=frozen_layers)
+        task = self.task.objective(build(self.task.model_task, classes=self.task.classes))
+        if not self.additions:
+            return objectives.combine(task, penalties=penalties)
+        others = {addition.name: (addition.weight, addition.objective(build)) for addition in self.additions}
+        reads = {addition.name: addition.reads for addition in self.additions if addition.reads is not None}
+        return objectives.combine({"task": (1.0, task), **others}, penalties=penalties, reads=reads)
 
     def _build_training(self) -> None:
         config, task = self.config, self.task
@@ -122,11 +152,11 @@ class FinetuneRun:
             say=self.say,
             stop=self.stop,
             mesh=self.mesh,
-            objective=objectives.combine(task.objective(self.model), penalties=self._penalties()),
+            objective=self._objective(frozen_depth(self.trainable, self.architecture), self._penalties()),
             params=self.params,
             trainable=self.trainable,
             rng=self.step_rng,
-            batches=task.batches,
+            batches=self.batches,
             judge=lambda evaluation: task.metrics(evaluation.predictions, "eval"),
             monitor=self.monitor,
             higher_is_better=self.higher_is_better,
@@ -165,12 +195,13 @@ class FinetuneRun:
         predictions = {split: training.evaluate(state, split).predictions for split in held_out}
         settled = task.settle(predictions["eval"])
         found = {split: task.report(predictions[split], split, settled) for split in held_out}
+        saved = [key for key in state.params if key in ("backbone", task.head)]
         settings = {"task": config.task, "max_length": config.max_length} | ({"settled": settled} if settled else {})
         convert.save(
             config.out / "model",
             self.checkpoint,
             fields=with_settings(task.fields, settings),
-            params=jax.tree.map(np.asarray, state.params),
+            params=jax.tree.map(np.asarray, {key: state.params[key] for key in saved}),
             labels=None if task.names is None else list(task.names),
             tokenizer_from=self.model_folder,
             overwrite=True,

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any, Literal, get_args
 
-TaskName = Literal["classification"]
+TaskName = Literal["classification", "multi_label", "regression", "question_answering", "multiple_choice", "token_classification"]
 _HEADS = {
     "classification": "classifier",
     "multi_label": "classifier",

@@ -16,6 +16,18 @@ class Columns(Settings):
     """the second text of a pair; "" for none"""
     label: str | None = None
     """the class"""
+    tokens: str | None = None
+    """a list of words; in a CoNLL file the number of a column ("1" is the first, "-1" the last)"""
+    tags: str | None = None
+    """a list of tags, one a word; likewise"""
+    question: str | None = None
+    """a question about a context, or one that has choices"""
+    context: str | None = None
+    """the text that holds the answer, or that choices are about"""
+    answers: str | None = None
+    """{"text": [...], "answer_start": [...]}"""
+    choices: str | None = None
+    """a list of choices, or what the names of their columns begin with (ending0, ending1, ...)"""
 
 
 class MultiLabel(Settings):
@@ -38,3 +50,29 @@ class Augment(Settings):
     """swaps in a text, as a share of its words"""
     rows: float = Field(default=1.0, gt=0, le=1)
     """share of the rows that are changed"""
+
+
+class Answers(Settings):
+    """How answers are sought in contexts, long ones too."""
+
+    stride: int | None = Field(default=None, ge=0)
+    """tokens that neighbouring windows of a long context share (default: a third of max_length)"""
+    max_question: int | None = Field(default=None, ge=1)
+    """tokens of a question at most (default: a third of max_length, 64 at most)"""
+    max_answer: int = Field(default=30, ge=1)
+    """tokens of an answer at most"""
+    n_best: int = Field(default=20, ge=1)
+    """answers that are considered"""
+    null_threshold: float | None = None
+    """how much "no answer" must score above the best answer to be given (default: chosen on the evaluation rows)"""
+
+
+class Tags(Settings):
+    """How token_classification reads the tags of words, and what it learns."""
+
+    scheme: Literal["detect", "IOB1", "IOB2", "IOBES", "none"] = "detect"
+    """how tags mark entities; none: each stands for itself, as parts of speech do"""
+    learn: Literal["IOB1", "IOB2", "IOBES"] | None = None
+    """the scheme that is learnt and scored (default: that of the rows, but IOB2 for IOB1)"""
+    label_all_pieces: bool = False
+    """label every token of a word, not the first alone; all but the first get I- for B- or S-"""
