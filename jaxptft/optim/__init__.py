@@ -1,24 +1,39 @@
-"""Optimization: path patterns, freezing, learning-rate schedules and AdamW. Plain optax in, plain optax out."""
+"""Optimization: path patterns, freezing, plans of what trains, schedules and AdamW. Plain optax in, plain optax out."""
 
 from jaxptft.optim.adamw import adamw
 from jaxptft.optim.freezing import freeze, frozen_prefix, head_only, top_layers, trainable_mask
 from jaxptft.optim.patterns import by_pattern, mask, matches, paths
+from jaxptft.optim.plan import NO_DECAY, Plan, Rule, Timetable, frozen, multiplied, timetable
+from jaxptft.optim.plans import bias_only, gradual_unfreezing, layer_decay
 from jaxptft.optim.schedules import KINDS, schedule
 from jaxptft.optim.split_tree import merge, partition
+from jaxptft.optim.staged import by_stage, plan_adamw
 
 __all__ = [
     "KINDS",
+    "NO_DECAY",
+    "Plan",
+    "Rule",
+    "Timetable",
     "adamw",
+    "bias_only",
     "by_pattern",
+    "by_stage",
     "freeze",
+    "frozen",
     "frozen_prefix",
+    "gradual_unfreezing",
     "head_only",
+    "layer_decay",
     "mask",
     "matches",
     "merge",
+    "multiplied",
     "partition",
     "paths",
+    "plan_adamw",
     "schedule",
+    "timetable",
     "top_layers",
     "trainable_mask",
 ]

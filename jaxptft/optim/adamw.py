@@ -14,6 +14,7 @@ import optax
 from jaxtyping import PyTree
 
 from jaxptft.optim.patterns import by_pattern, mask
+from jaxptft.optim.plan import NO_DECAY
 
 
 def _scale_by_pattern(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
@@ -31,11 +32,24 @@ def _scale_by_pattern(multipliers: Mapping[str, float]) -> optax.GradientTransfo
     return optax.GradientTransformation(init, update)
 
 
+def check_numbers(*, weight_decay: float, clip_norm: float | None, b1: float, b2: float, eps: float) -> None:
+    """ValueError for a number that AdamW cannot have."""
+    if clip_norm is not None and not clip_norm > 0.0:
+        raise ValueError(f"clip_norm must be positive, or None for no clipping, got {clip_norm}")
+    if not weight_decay >= 0.0:
+        raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
+    for name, beta in (("b1", b1), ("b2", b2)):
+        if not 0.0 <= beta < 1.0:
+            raise ValueError(f"{name} must lie in [0, 1), got {beta}")
+    if not eps >= 0.0:
+        raise ValueError(f"eps must be at least 0, got {eps}")
+
+
 def adamw(
     learning_rate: optax.ScalarOrSchedule,
     *,
     weight_decay: float = 0.01,
-    no_decay: str | Sequence[str] = ("**/bias", "**/norm/**", "**/*_norm/**"),
+    no_decay: str | Sequence[str] = NO_DECAY,
     clip_norm: float | None = 1.0,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -61,15 +75,7 @@ def adamw(
     >>> round(float(updates["backbone"]["bias"][0]), 4), round(float(updates["classifier"]["bias"][0]), 4)
     (-0.05, -0.1)
     """
-    if clip_norm is not None and not clip_norm > 0.0:
-        raise ValueError(f"clip_norm must be positive, or None for no clipping, got {clip_norm}")
-    if not weight_decay >= 0.0:
-        raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
-    for name, beta in (("b1", b1), ("b2", b2)):
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"{name} must lie in [0, 1), got {beta}")
-    if not eps >= 0.0:
-        raise ValueError(f"eps must be at least 0, got {eps}")
+    check_numbers(weight_decay=weight_decay, clip_norm=clip_norm, b1=b1, b2=b2, eps=eps)
     for pattern, factor in (multipliers or {}).items():
         if not (math.isfinite(factor) and factor >= 0.0):
             raise ValueError(f"the multiplier of '{pattern}' must be finite and at least 0, got {factor}")

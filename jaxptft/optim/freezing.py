@@ -24,7 +24,7 @@ _LAYER = re.compile(r"layer_(\d+)")
 _COMMA = re.compile(r",(?![^{]*\})")  # a comma that is not inside braces
 
 
-def _layers(backbone: PyTree) -> int:
+def count_layers(backbone: PyTree) -> int:
     """How many layers the backbone has; they are numbered from 0 without gaps."""
     numbers = sorted(int(found[1]) for found in map(_LAYER.fullmatch, backbone) if found)
     if numbers != list(range(len(numbers))):
@@ -32,7 +32,8 @@ def _layers(backbone: PyTree) -> int:
     return len(numbers)
 
 
-def _backbone(params: PyTree) -> PyTree:
+def backbone_of(params: PyTree) -> PyTree:
+    """The backbone's own tree; ValueError where params has none."""
     if not isinstance(params, Mapping) or not isinstance(params.get("backbone"), Mapping):
         found = sorted(params) if isinstance(params, Mapping) else type(params).__name__
         raise ValueError(f"params must be a dict with a 'backbone' tree, got {found}: name what to freeze by patterns")
@@ -48,7 +49,7 @@ def head_only(params: PyTree) -> tuple[str, ...]:
     >>> head_only({"backbone": {"pooler": {"bias": 0}}, "classifier": {"bias": 0}})
     ('backbone/**',)
     """
-    _backbone(params)
+    backbone_of(params)
     return ("backbone/**",)
 
 
@@ -64,8 +65,8 @@ def top_layers(params: PyTree, k: int) -> tuple[str, ...]:
     >>> top_layers({"backbone": {"embeddings": {"norm": 0}, "layer_0": {"bias": 0}, "layer_1": {"bias": 0}}}, 1)
     ('backbone/embeddings/**', 'backbone/layer_0/**')
     """
-    backbone = _backbone(params)
-    layers = _layers(backbone)
+    backbone = backbone_of(params)
+    layers = count_layers(backbone)
     if not 0 <= k <= layers:
         raise ValueError(f"cannot train the top {k} layers of a backbone with {layers}: choose 0 to {layers}")
     embeddings = ["embeddings"] if "embeddings" in backbone else []
@@ -123,7 +124,7 @@ def frozen_prefix(trainable: PyTree[bool]) -> int | None:
     backbone = trainable.get("backbone") if isinstance(trainable, Mapping) else None
     if not isinstance(backbone, Mapping) or "embeddings" not in backbone:
         return None
-    layers = _layers(backbone)
+    layers = count_layers(backbone)
     if not any(jax.tree.leaves(backbone)):
         return layers + 1
     frozen = [

@@ -106,6 +106,7 @@ class Config(TrainingSettings):
             "size": (self.model is not None and self.size is not None, "is the checkpoint's own"),
             "shape": (self.model is not None and self.shape != Shape(), "is the checkpoint's own"),
             "freeze": (self.model is None and self.freeze != "none", "keeps what was imported, and nothing was"),
+            "bitfit": (self.model is None and self.bitfit, "keeps what was imported, and nothing was"),
             "pack": (self.pack and pairs, f"does not go with {self.objective}, whose pairs fill their rows"),
             "rows": (self.rows == "documents" and self.objective not in ("mlm", "rtd"), "is for mlm and rtd"),
             "masking": (self.masking != Masking() and not masked and self.objective != "rtd", "is for mlm and rtd"),

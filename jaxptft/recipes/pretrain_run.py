@@ -77,14 +77,13 @@ class PretrainRun:
         self._read_data()
         stop.raise_if_set()
         self._build_model()
-        objective = self.objective
         self.training = Training(
             config,
             name=name,
             say=say,
             stop=stop,
             mesh=self.mesh,
-            objective=objective,
+            objective=lambda learns: self._objective(frozen_depth(learns, self.architecture)),
             params=self.params,
             trainable=self.trainable,
             rng=self.step_rng,
@@ -97,6 +96,7 @@ class PretrainRun:
                 # What was imported: fresh parameters follow from the seed, but for last bits that differ by machine.
                 "initial_model": train.fingerprint(self.kept),
             },
+            imported=None if self.checkpoint is None else self.kept,
         )
         training = self.training
         say(f"model: {self.origin}; {training.trainable_count:,} of {training.parameter_count:,} parameters train")
@@ -283,7 +283,6 @@ class PretrainRun:
         self.params, self.trainable = adopt(kept, fresh, config.freeze)
         if self.checkpoint is not None:
             refuse_frozen_fresh(fresh, self.trainable, kept, model=str(config.model), freeze=config.freeze)
-        self.objective = self._objective(frozen_depth(self.trainable, self.architecture))
 
     def _objective(self, frozen_layers: int | None) -> objectives.Objective:
         name = self.config.objective

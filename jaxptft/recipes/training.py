@@ -10,7 +10,7 @@ import jax
 
 from jaxptft import convert, data, optim, train
 from jaxptft.objectives import Objective, Params
-from jaxptft.recipes import run_folder, runtime
+from jaxptft.recipes import run_folder, runtime, training_plan
 from jaxptft.recipes.training_settings import TrainingSettings, total_steps
 
 EVALUATION_ROWS = 64  # in a batch
@@ -32,6 +32,11 @@ class Training:
 
     batches holds at least "train" and "eval". judge turns an evaluation of "eval" into further metrics; monitor names
     the one that decides which model is best. identity is what a resumed run must have in common with its beginning.
+
+    trainable marks what may train at all (`adopt`); the config's plan says which of it does, from when on and how fast.
+    objective is one, or a function that makes one for the trainable mask of a stage, so that what is frozen then runs
+    without dropout; the state and constants of all stages are one. imported, where it is given, is what did not start
+    afresh; a plan that would never train the rest is refused.
     """
 
     def __init__(
@@ -42,7 +47,7 @@ class Training:
         say: Callable[[str], None],
         stop: train.StopFlag,
         mesh: Any,
-        objective: Objective,
+        objective: Objective | Callable[[Any], Objective],
         params: Params,
         trainable: Any,
         rng: Any,
@@ -51,24 +56,31 @@ class Training:
         monitor: str,
         higher_is_better: bool,
         identity: Mapping[str, str],
+        imported: Params | None = None,
     ):
         self.config, self.name, self.say, self.stop, self.mesh = config, name, say, stop, mesh
-        self.objective, self.trainable, self.batches, self._judge = objective, trainable, batches, judge
+        self.batches, self._judge = batches, judge
         per_epoch = batches["train"].steps_per_epoch
         steps = total_steps(config, per_epoch)
         o = config.optimizer
         self.learning_rate = optim.schedule(
             o.schedule, peak=config.learning_rate, steps=steps, warmup=o.warmup, cycles=o.cycles
         )
-        self.optimizer = optim.adamw(
+        self.plan = training_plan.settle(config, params, trainable, multipliers=o.multipliers, steps=steps)
+        if imported is not None:
+            training_plan.refuse_fresh(self.plan, imported)
+        self.optimizer = optim.plan_adamw(
             self.learning_rate,
+            self.plan,
             weight_decay=o.weight_decay,
             clip_norm=o.clip_norm,
             b1=o.b1,
             b2=o.b2,
             eps=o.eps,
-            multipliers=o.multipliers or None,
         )
+        self._objectives = _by_stage(objective, self.plan, steps)
+        self.objective = self._objectives[0]
+        constants = self.objective.constants
         evaluate_every = config.evaluate_every or min(per_epoch, steps)
         self.schedule = train.Schedule(
             steps=steps,
@@ -79,9 +91,9 @@ class Training:
             higher_is_better=higher_is_better,
             patience=config.patience,
         )
-        self._evaluator = train.make_evaluator(objective)
+        self._evaluator = train.make_evaluator(self.objective)
         self._place = lambda batch: train.shard(batch, mesh)
-        self._constants = train.replicate(objective.constants, mesh)
+        self._constants = train.replicate(constants, mesh)
         folder = config.out / "checkpoints"
         self._checkpoints = train.CheckpointStore(folder, keep=config.keep_checkpoints)
         self._best = train.CheckpointStore(folder / "best", keep=None)
@@ -93,14 +105,17 @@ class Training:
             **{spoken[split]: part.tokenized.fingerprint for split, part in batches.items()},
             "batches": batches["train"].fingerprint,
             "initial_model": identity["initial_model"],
-            "constants": train.fingerprint(objective.constants),
+            "constants": train.fingerprint(constants),
+            "plan": self.plan.fingerprint,
         }
-        leaves = list(zip(jax.tree.leaves(params), jax.tree.leaves(trainable), strict=True))
-        self.parameter_count = sum(leaf.size for leaf, _ in leaves)
-        self.trainable_count = sum(leaf.size for leaf, learns in leaves if learns)
+        self.parameter_count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        self.trainable_count = training_plan.count_trainable(params, self.plan.mask(steps - 1))
         first = batches["train"].batch_at(0)
-        state = train.create_state(objective, self.optimizer, params, first, trainable=trainable, rng=rng)
+        state = train.create_state(self.objective, self.optimizer, params, first, trainable=self.plan.ever, rng=rng)
         self.state = train.replicate(state, mesh)
+        for begin in set(self.plan.stages) - set(self._objectives):
+            pieces = ", ".join(training_plan.unfrozen_at(self.plan, begin))
+            say(f"note: {pieces} would be unfrozen at step {begin}, and the run ends at {steps}")
 
     def evaluate(self, state: train.State, split: str) -> train.Evaluation:
         """Every row of a split, once."""
@@ -129,7 +144,7 @@ class Training:
 
         with train.Progress(self.name, self.schedule.steps) as progress:
             self.state, loop = train.fit(
-                self._compiled_step(),
+                self._stages(),
                 self.state,
                 self._constants,
                 self.batches["train"].batch_at,
@@ -191,18 +206,38 @@ class Training:
         self.say(f"resuming {out} at step {step}")
         return train.LoopState(**meta["loop"])
 
-    def _compiled_step(self) -> Callable[..., Any]:
+    def _stages(self) -> list[train.Stage]:
         axis_name = "data" if self.config.parallel == "pmap" else None
-        step = train.make_step(
-            self.objective,
-            self.optimizer,
-            trainable=self.trainable,
-            accumulate=self.config.accumulate,
-            axis_name=axis_name,
-        )
-        if axis_name is None:
-            return train.jit_step(step, self.mesh)
-        return train.pmap_step(step, axis_name=axis_name, devices=list(self.mesh.devices.flat))
+        stages = []
+        for begin, objective in self._objectives.items():
+            mask = self.plan.stages[begin]
+            step = train.make_step(
+                objective, self.optimizer, trainable=mask, accumulate=self.config.accumulate, axis_name=axis_name
+            )
+            facts = {
+                "unfrozen": training_plan.unfrozen_at(self.plan, begin),
+                "trainable_parameters": training_plan.count_trainable(self.state.params, mask),
+            }
+            if axis_name is None:
+                compiled = train.jit_step(step, self.mesh)
+            else:
+                compiled = train.pmap_step(step, axis_name=axis_name, devices=list(self.mesh.devices.flat))
+            stages.append(train.Stage(begin, compiled, facts))
+        return stages
+
+
+def _by_stage(
+    objective: Objective | Callable[[Any], Objective], plan: optim.Timetable, steps: int
+) -> dict[int, Objective]:
+    """The objective of each stage that the run comes to, by the step at which it begins."""
+    masks = {begin: mask for begin, mask in plan.stages.items() if begin < steps}
+    if isinstance(objective, Objective):
+        return dict.fromkeys(masks, objective)
+    found = {begin: objective(mask) for begin, mask in masks.items()}
+    shapes = {begin: jax.tree.map(jax.numpy.shape, own.constants) for begin, own in found.items()}
+    if differing := [begin for begin in shapes if shapes[begin] != shapes[0]]:
+        raise ValueError(f"the objective of the stage from step {differing[0]} has other constants than the first's")
+    return found
 
 
 class Work(Protocol):

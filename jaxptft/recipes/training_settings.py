@@ -1,13 +1,14 @@
-"""The values that every training recipe shares: how long, how fast, on what, and what is kept."""
+"""The values that every training recipe shares: how long, how fast, on what, what trains, and what is kept."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from pydantic import Field, field_validator, model_validator
 
-from jaxptft.recipes.settings import Settings
+from jaxptft.recipes.settings import Settings, build
 
 
 class Optimizer(Settings):
@@ -29,7 +30,95 @@ class Optimizer(Settings):
     """path pattern -> factor of the learning rate; the first match wins"""
 
 
-class TrainingSettings(Settings):
+class PlanRule(Settings):
+    """How what a pattern matches trains."""
+
+    rate: float = Field(default=1.0, gt=0)
+    """factor of the learning rate"""
+    decay: float | None = Field(default=None, ge=0)
+    """weight decay, in place of the optimizer's; none on biases and norms"""
+    unfreeze: int | float = Field(default=0, ge=0)
+    """the step from which it trains, or as 0.5 a fraction of the run"""
+
+
+def _read_rule(pattern: str, rule: Any) -> Any:
+    """What a plan holds for a pattern: "frozen" or a PlanRule, from the mapping or the text that stands for it."""
+    if rule == "frozen" or isinstance(rule, PlanRule):
+        return rule
+    if isinstance(rule, str):  # a flag's rate=0.5,decay=0,unfreeze=100
+        parts = [part.partition("=") for part in rule.split(",")]
+        if all(equals and value for _, equals, value in parts):
+            rule = {name.strip(): int(value) if value.isdecimal() else value for name, _, value in parts}
+    if not isinstance(rule, Mapping) or not all(isinstance(key, str) for key in rule):
+        raise ValueError(f"{pattern} must be frozen, or have a rate, decay or unfreeze (rate=0.5,unfreeze=100)")
+    return build(PlanRule, rule, source=f"plan, {pattern}")
+
+
+def _rule_as_text(rule: Any) -> str:
+    if isinstance(rule, str):
+        return rule
+    return ",".join(f"{name}={value}" for name, value in rule if value is not None)
+
+
+_RULE_FLAG = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="frozen|rate=R,decay=D,unfreeze=STEP",
+    instance_from_str=lambda texts: texts[0],  # which the field's validator reads, and complains about
+    is_instance=lambda value: isinstance(value, str | PlanRule),
+    str_from_instance=lambda value: [_rule_as_text(value)],
+)
+
+
+class Unfreeze(Settings):
+    """One layer more at a time, from the top; the heads train from the start, the embeddings come last (ULMFiT)."""
+
+    every: int | float | None = Field(default=None, gt=0)
+    """steps, or a fraction of the run, between a layer and the next"""
+    at: tuple[int | float, ...] = ()
+    """in place of every: the steps (or fractions) at which the next layer comes; the last brings all that is left"""
+
+    @field_validator("at", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and any(isinstance(step, bool) for step in value):
+            raise ValueError("Input should be numbers")
+        return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Unfreeze":
+        if self.every is not None and self.at:
+            raise ValueError("both unfreeze.every and unfreeze.at are given; give one")
+        return self
+
+
+class PlanSettings(Settings):
+    """What of a model trains, how fast, and from when on; these hold together: frozen is frozen, rates multiply."""
+
+    freeze: str = "none"
+    """none, backbone (train the head alone), all-but-top-K, or path patterns separated by commas"""
+    plan: dict[str, Annotated[Literal["frozen"] | PlanRule, _RULE_FLAG]] = Field(default_factory=dict)
+    """path pattern -> frozen, or its rate (factor), decay and step of unfreezing; the first match wins"""
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
+    """the learning rate falls by this factor from each layer to the one below it (ELECTRA; 0.8 to 0.95)"""
+    unfreeze: Unfreeze = Unfreeze()
+    bitfit: bool = False
+    """of the backbone train the biases alone"""
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _joined(cls, value: Any) -> Any:
+        listed = isinstance(value, list | tuple) and all(isinstance(pattern, str) for pattern in value)
+        return ",".join(value) if listed else value
+
+    @field_validator("plan", mode="before")
+    @classmethod
+    def _rules(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {pattern: _read_rule(pattern, rule) for pattern, rule in value.items()}
+
+
+class TrainingSettings(PlanSettings):
     """What a training recipe's Config extends with its data, model and objective."""
 
     out: Path
@@ -48,8 +137,6 @@ class TrainingSettings(Settings):
     """micro-steps in an optimizer step; the gradient is the same"""
     learning_rate: float = Field(default=5e-5, gt=0)
     optimizer: Optimizer = Optimizer()
-    freeze: str = "none"
-    """none, backbone (train the head alone), all-but-top-K, or path patterns separated by commas"""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """replaces every dropout rate of the model"""
     patience: int | None = Field(default=None, ge=1)
@@ -77,12 +164,6 @@ class TrainingSettings(Settings):
     """continue the run in --out; with more steps or epochs than it had, for longer"""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """delete the run in --out first"""
-
-    @field_validator("freeze", mode="before")
-    @classmethod
-    def _joined(cls, value: Any) -> Any:
-        listed = isinstance(value, list | tuple) and all(isinstance(pattern, str) for pattern in value)
-        return ",".join(value) if listed else value
 
     @model_validator(mode="after")
     def _one_of_each(self) -> "TrainingSettings":

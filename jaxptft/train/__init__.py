@@ -3,7 +3,7 @@
 from jaxptft.train.checkpoint import CheckpointStore, DamagedCheckpoint, fingerprint, verify
 from jaxptft.train.evaluate import Evaluation, evaluate, make_evaluator
 from jaxptft.train.journal import Journal
-from jaxptft.train.loop import Best, LoopState, Schedule, fit
+from jaxptft.train.loop import Best, LoopState, Schedule, Stage, fit
 from jaxptft.train.parallel import jit_step, make_mesh, pad_rows, pmap_step, replicate, shard
 from jaxptft.train.progress import Progress
 from jaxptft.train.state import State, create_state
@@ -19,6 +19,7 @@ __all__ = [
     "LoopState",
     "Progress",
     "Schedule",
+    "Stage",
     "State",
     "StopFlag",
     "Stopped",

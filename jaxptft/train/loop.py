@@ -7,7 +7,7 @@ run that was killed anywhere and resumed does what the run that was not killed d
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from jaxptft.train.checkpoint import CheckpointStore, DamagedCheckpoint
 from jaxptft.train.journal import Journal
 from jaxptft.train.progress import Progress
 from jaxptft.train.state import State
+from jaxptft.train.step import Step
 from jaxptft.train.stop import StopFlag, Stopped
 
 _IN_FLIGHT = 2  # steps dispatched before the metrics of an older one are read
@@ -39,6 +40,14 @@ class LoopState:
     skipped_in_a_row: int = 0
     window: dict[str, list[float]] = field(default_factory=dict)  # metric -> [total, count] since the last log line
     finished: bool = False
+
+
+class Stage(NamedTuple):
+    """The compiled step that is taken from step number `begin` on; `facts`, JSON-able, are logged when it begins."""
+
+    begin: int
+    step: Step
+    facts: Mapping[str, Any] = {}
 
 
 class Best(NamedTuple):
@@ -78,7 +87,7 @@ class Schedule:
 
 
 def fit(
-    step: Callable[..., tuple[State, dict[str, Mean]]],
+    step: Step | Sequence[Stage],
     state: State,
     constants: Any,
     batch_at: Callable[[int], Batch],
@@ -98,10 +107,11 @@ def fit(
     """Train from `state` to `schedule.steps`, or until patience runs out.
 
     Args:
-        step: compiled, `(state, constants, batch) -> (state, metrics)`.
+        step: compiled, `(state, constants, batch) -> (state, metrics)`; or several, each taken from a step number on.
         batch_at: the batch of a step, a pure function of its number.
         evaluate: metrics of the model as it stands; must not change the state.
-        journal: gets a line of training means every `log_every` steps, and a line for every evaluation.
+        journal: gets a line of training means every `log_every` steps, one for every evaluation, and one for every
+            stage but the first.
         checkpoints: gets the whole state, `meta`, and the loop's own state.
         best: gets the parameters and objective state (as `Best`) of the best evaluation so far. It must keep all
             its steps (`keep=None`): those that no checkpoint names as the best are deleted here.
@@ -110,8 +120,13 @@ def fit(
             the count is of the others.
 
     Raises `Stopped`, after saving, when `stop` is set; FloatingPointError, after saving, when `skipped_limit` steps in
-    a row were not finite; ValueError when `schedule.monitor` is not among the evaluation's metrics.
+    a row were not finite; ValueError when `schedule.monitor` is not among the evaluation's metrics, or the stages are
+    not in order from step 0.
     """
+    stages = [Stage(0, step)] if callable(step) else list(step)
+    begins = [stage.begin for stage in stages]
+    if begins[:1] != [0] or begins != sorted(set(begins)):
+        raise ValueError(f"stages begin at {begins}; expected rising steps, the first 0")
     stop = StopFlag() if stop is None else stop  # not `or`: a flag that is not set is false
     loop = loop or LoopState()
     now = int(state.step)
@@ -164,6 +179,8 @@ def fit(
     saved = (now, asdict(loop)) if now in checkpoints.steps() else None
     if loop.evaluated_step != now:
         journal.forget(now, "evaluation")  # of a run that was killed after it, and before it was saved again
+    if now in begins:
+        journal.forget(now, "stage")  # which begins below
     while True:
         unjudged = schedule.due(schedule.evaluate_every, now) and loop.evaluated_step != now
         if unjudged:
@@ -187,8 +204,15 @@ def fit(
         if loop.finished:
             return state, loop
         stop.raise_if_set()
+        stage = [stage for stage in stages if stage.begin <= now][-1]
+        if stage.begin == now > 0:
+            absorb(0)  # so that its line comes after those of this step, whether or not the run was interrupted
+            journal.write(now, kind="stage", **stage.facts)
+            if progress is not None:
+                shown = "  ".join(f"{name} {value}" for name, value in stage.facts.items())
+                progress.note(f"{progress.name}: step {now}, a new stage  {shown}")
         batch = batch_at(now)
-        state, metrics = step(state, constants, place(batch))
+        state, metrics = stage.step(state, constants, place(batch))
         now += 1
         pending.append((now, _examples(batch), metrics))
         absorb(_IN_FLIGHT)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from jaxptft import models, optim
+from jaxptft import models, objectives, optim
 from jaxptft.recipes import training
 
 FRESH = {
@@ -64,3 +64,24 @@ def test_one_dropout_replaces_every_rate_and_leaves_what_is_no_rate():
 def test_more_devices_than_there_are_cannot_be_chosen():
     with pytest.raises(ValueError, match="devices is 1000, but this machine shows"):
         training.choose_devices(1000)
+
+
+def test_each_stage_has_its_own_objective_and_all_the_same_constants():
+    table = optim.timetable(FRESH, optim.gradual_unfreezing(FRESH, at=(2, 9)))
+    objective = objectives.lift(lambda *_: {}, init=lambda *_: FRESH, constants={"w": jnp.zeros(2)})
+    seen = []
+
+    def of_stage(learns):
+        seen.append(optim.frozen_prefix(learns))
+        return objective
+
+    assert list(training._by_stage(of_stage, table, 9)) == [0, 2]  # step 9 is after the last of nine
+    assert seen == [1, 0]  # the embeddings and one layer; the embeddings alone
+    assert training._by_stage(objective, table, 10) == dict.fromkeys((0, 2, 9), objective)
+
+    def other_constants(learns):
+        size = 2 if learns["backbone"]["layer_0"]["w"] else 3
+        return objective._replace(constants={"w": jnp.zeros(size)})
+
+    with pytest.raises(ValueError, match="the objective of the stage from step 2 has other constants than the first's"):
+        training._by_stage(other_constants, table, 10)
