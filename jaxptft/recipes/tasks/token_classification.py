@@ -1,0 +1,249 @@
+"""A tag for each word: entities (whole ones are scored), or parts of speech."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxptft import data, models, objectives
+from jaxptft.recipes.metrics.spans import tagging_metrics, tagging_report
+from jaxptft.recipes.report import Report
+from jaxptft.recipes.tasks.contract import Predictions
+from jaxptft.recipes.tasks.options import refuse_options
+from jaxptft.recipes.tasks.settings import Columns
+from jaxptft.recipes.tasks.splits import batch_options, fit_widths
+
+if TYPE_CHECKING:
+    from jaxptft.recipes import evaluate as evaluation
+    from jaxptft.recipes import finetune
+    from jaxptft.recipes import predict as prediction
+    from jaxptft.recipes.inference import Opened
+
+Say = Callable[[str], None]
+
+
+class TokenClassification:
+    """Sentences with a tag for each word; see `contract.Task`. Words that have no token count as tagged O."""
+
+    def __init__(
+        self, config: "finetune.Config", *, tokenizer: Any, devices: int, checkpoint_names: list[str] | None, say: Say
+    ):
+        refuse_options(config, ("sampling", "augment"), task="token_classification")
+        self.model_task, self.head = "token_classification", "token_classifier"
+        self.fields: dict[str, Any] = {}
+        rows, origin = _read_splits(config)
+        self.scheme: data.Scheme | None = rows["train"].scheme
+        own = rows["train"].names
+        # A head that is imported keeps the order of its outputs.
+        imported = checkpoint_names if checkpoint_names and set(checkpoint_names) == set(own) else own
+        self.names: tuple[str, ...] = tuple(imported)
+        self.classes = len(self.names)
+        f1 = {} if self.scheme is None else {"f1": ("token_classification/f1", True)}
+        self.monitors = {
+            **f1,
+            "accuracy": ("token_classification/accuracy", True),
+            "loss": ("token_classification/loss", False),
+        }
+        self.tagged = {
+            split: data.tag_tokens(
+                part, tokenizer, config.max_length, names=self.names, label_all_pieces=config.tags.label_all_pieces
+            )
+            for split, part in rows.items()
+        }
+        tokens = {split: tagged.tokenized for split, tagged in self.tagged.items()}
+        widths = fit_widths(tokens, count=config.length_buckets, max_length=config.max_length)
+        self.batches: dict[str, Any] = {}
+        self.facts: dict[str, dict[str, Any]] = {
+            name: {} for name in ("rows", "words", "skipped_rows", "truncated", "loose_tags")
+        }
+        for split, part in rows.items():
+            options = batch_options(config, split, devices=devices)
+            self.batches[split] = data.TaggedBatches(self.tagged[split], buckets=widths[split == "train"], **options)
+            counts = {"rows": len(part), "words": sum(map(len, part.words)), "skipped_rows": part.report.skipped}
+            counts |= {"truncated": tokens[split].truncated, "loose_tags": part.loose}
+            for fact, count in counts.items():
+                self.facts[fact][split] = count
+            say(_described(split, part, origin if split == "eval" else part.source, tokens[split]))
+        say(f"tags ({self.scheme or 'no entities'}): {', '.join(self.names)}")
+        self._truth = {split: part.tags or [] for split, part in rows.items()}
+        self._width, self._smoothing = config.max_length, config.label_smoothing
+        self._weights = self._class_weights(config)
+
+    def _class_weights(self, config: "finetune.Config") -> list[float] | None:
+        if config.weights_by_class:
+            if config.class_weights != "none":
+                raise ValueError("both class_weights and weights_by_class are given; give one")
+            if unknown := sorted(set(config.weights_by_class) - set(self.names)):
+                raise ValueError(f"weights_by_class names {unknown[0]!r}; expected tags: {', '.join(self.names)}")
+            return [config.weights_by_class.get(name, 1.0) for name in self.names]
+        if config.class_weights == "none":
+            return None
+        labels = self.tagged["train"].labels
+        counts = np.bincount(labels[labels >= 0], minlength=self.classes)
+        return [float(counts.sum() / (len(counts) * max(count, 1))) for count in counts]
+
+    def objective(self, model: models.Model) -> objectives.Objective:
+        return objectives.token_classification(
+            model, label_smoothing=self._smoothing, class_weights=self._weights, width=self._width
+        )
+
+    def _predicted(self, predictions: Predictions, split: str) -> list[list[str]]:
+        return _tags_of(predictions["tags"], self.tagged[split], self.names)
+
+    def metrics(self, predictions: Predictions, split: str) -> dict[str, float]:
+        return tagging_metrics(self._truth[split], self._predicted(predictions, split), self.scheme)
+
+    def settle(self, predictions: Predictions) -> dict[str, Any]:
+        return {"scheme": self.scheme or "none"}
+
+    def report(self, predictions: Predictions, split: str, settled: Mapping[str, Any]) -> Report:
+        return tagging_report(self._truth[split], self._predicted(predictions, split), self.scheme)
+
+
+def read(
+    config: "finetune.Config",
+    *,
+    tokenizer: Any,
+    architecture: Any,
+    devices: int,
+    checkpoint_names: list[str] | None,
+    say: Say,
+) -> TokenClassification:
+    """Read, check and tokenize the sentences of a fine-tuning."""
+    return TokenClassification(config, tokenizer=tokenizer, devices=devices, checkpoint_names=checkpoint_names, say=say)
+
+
+def _read_splits(config: "finetune.Config") -> tuple[dict[str, data.Taggings], str]:
+    """The sentences of each split, and in words where those of eval are from."""
+    options: dict[str, Any] = {
+        "columns": columns_of(config.columns),
+        "scheme": None if config.tags.scheme == "none" else config.tags.scheme,
+        "on_bad_row": config.on_bad_row,
+    }
+    splits = _split_names(config.train)
+    train = data.read_taggings(config.train, split=splits.get("train"), learn=config.tags.learn, **options)
+    options |= {"learn": train.scheme, "prefer": train.scheme, "names": train.names}
+    rows = {"train": train}
+    if config.eval is not None:
+        rows["eval"] = data.read_taggings(config.eval, split=data.pick_tagged_split(config.eval), **options)
+    elif "eval" in splits:
+        rows["eval"] = data.read_taggings(config.train, split=splits["eval"], **options)
+    origin = rows["eval"].source if "eval" in rows else ""
+    if "eval" not in rows:
+        texts = [" ".join(words) for words in train.words]
+        rest, held = data.hold_out(texts, 0.1, seed=config.seed, source=train.source)
+        rows = {"train": train.select(rest), "eval": train.select(held)}
+        origin = f"{len(held)} rows cut from {train.source}, seed {config.seed}"
+    if config.test is not None:
+        rows["test"] = data.read_taggings(config.test, split=data.pick_tagged_split(config.test, "test"), **options)
+    return rows, origin
+
+
+def _split_names(source: str) -> dict[str, str]:
+    """The splits that train and evaluate, of a source that has several."""
+    train = data.pick_tagged_split(source, "train")
+    if train is None:
+        return {}
+    chosen = data.choose_evaluation_split(data.split_names(source))
+    return {"train": train} | ({} if chosen is None else {"eval": chosen})
+
+
+def columns_of(columns: Columns, id: str | None = None) -> data.TagColumns:
+    return data.TagColumns(columns.tokens, columns.tags, columns.text, id)
+
+
+def _described(split: str, part: data.Taggings, source: str, tokens: data.Tokenized) -> str:
+    many = f", {tokens.truncated} longer than {tokens.max_length} tokens in windows" if tokens.truncated else ""
+    bad = f", {part.report.skipped} bad rows skipped" if part.report.skipped else ""
+    loose = f", {part.loose} words with a tag of no whole entity" if part.loose else ""
+    return f"{split}: {len(part)} sentences from {source}{many}{bad}{loose}"
+
+
+def _tags_of(found: np.ndarray, tagged: data.TaggedTokens, names: tuple[str, ...]) -> list[list[str]]:
+    known = np.array([*names, "O"], object)  # -1, where a word has no token, is the last
+    return [known[numbers].tolist() for numbers in tagged.by_word(found, -1)]
+
+
+def _scheme_of(opened: "Opened") -> data.Scheme | None:
+    scheme = opened.settled.get("scheme")
+    if scheme is None:  # another program's model
+        return data.scheme_of_names(opened.names)
+    return None if scheme == "none" else scheme
+
+
+def _predictions(
+    opened: "Opened", rows: data.Taggings, request: Any, say: Say
+) -> tuple[list[list[str]], list[np.ndarray]]:
+    """For each word of each sentence, its tag, and how probable the model finds it."""
+    longest = opened.longest(request.max_length)
+    tagged = data.tag_tokens(rows, opened.tokenizer, longest, names=opened.names)
+    if tagged.tokenized.truncated:
+        say(f"{tagged.tokenized.truncated} of {len(rows)} sentences are longer than {longest} tokens: in windows")
+    batches = data.TaggedBatches(tagged, batch_size=request.batch_size, shuffle=False, multiple_of=opened.devices)
+    owner = np.zeros(len(tagged.tokenized), np.int64)
+    owner[tagged.windows] = np.repeat(np.arange(len(rows)), np.diff(tagged.sentences))
+    found = opened.predictions(
+        objectives.token_classification(opened.model("token_classification", classes=len(opened.names)), width=longest),
+        batches,
+        name_row=lambda row: f"{rows.source}, row {rows.rows[owner[row]]}",
+    )
+    return _tags_of(found["tags"], tagged, opened.names), tagged.by_word(found["scores"], 0.0)
+
+
+def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
+    """`row` (its line or number in the source), the value of the id column where one is named, `words` and their
+    `tags`, and `entities`.
+
+    An entity has a `type`, its `text`, the mean probability of its words' tags as `score`, and `start` and `end` (after
+    its last): words where the row was a list of words, and characters where it was `text`, of which its text is then
+    exactly that slice.
+    """
+    rows = data.read_sentences(
+        request.data,
+        columns=columns_of(request.columns, request.id),
+        split=data.pick_tagged_split(request.data, request.split),
+        on_bad_row=request.on_bad_row,
+    )
+    scheme = _scheme_of(opened)
+    tags, scores = _predictions(opened, rows, request, say)
+    if rows.report.skipped:
+        say(f"{rows.report.skipped} bad rows skipped")
+    for index, row in enumerate(rows.rows.tolist()):
+        line: dict[str, Any] = {"row": row} | ({} if rows.keys is None else {"id": rows.keys[index]})
+        if rows.texts is not None:
+            line["text"] = rows.texts[index]
+        line |= {"words": rows.words[index], "tags": tags[index]}
+        if scheme is not None:
+            found = data.spans(tags[index], scheme)
+            line["entities"] = [_entity(span, rows, index, scores[index]) for span in found]
+        yield line
+
+
+def _entity(span: data.Span, rows: data.Taggings, index: int, scores: np.ndarray) -> dict[str, Any]:
+    start, end = span.start, span.end
+    score = round(float(scores[start:end].mean()), 6)
+    text = " ".join(rows.words[index][start:end])
+    if rows.texts is not None and rows.places is not None:
+        start, end = rows.places[index][start][0], rows.places[index][end - 1][1]
+        text = rows.texts[index][start:end]
+    return {"type": span.type, "start": start, "end": end, "text": text, "score": score}
+
+
+def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Report:
+    """Strict precision, recall and F1 of entities, by type too; each word counts exactly once."""
+    scheme = _scheme_of(opened)
+    wanted = request.tags.scheme
+    rows = data.read_taggings(
+        request.data,
+        columns=columns_of(request.columns),
+        scheme=None if scheme is None or wanted == "none" else wanted,
+        prefer=scheme,
+        learn=scheme,
+        names=opened.names,
+        split=data.pick_tagged_split(request.data, request.split),
+        on_bad_row=request.on_bad_row,
+    )
+    tags, _ = _predictions(opened, rows, request, say)
+    skipped = f", {rows.report.skipped} skipped" if rows.report.skipped else ""
+    say(f"{len(rows)} sentences from {rows.source}{skipped}")
+    return tagging_report(rows.tags or [], tags, scheme)

@@ -1,0 +1,89 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+WORDS = ["<|endoftext|>", "what", "says", "the", "cat", "dog", "cow", "meow", "woof", "moo", "it", "so"]
+SAYS = {"cat": "meow", "dog": "woof", "cow": "moo"}
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    """A GPT-2 over a dozen words, written by torch, without a padding token as OpenAI's."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("models") / "gpt2"
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=len(WORDS),
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=24,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.2,
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="it"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": WORDS[0], "bos_token": WORDS[0]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dialogue(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "says.csv"
+    lines = [f"what says the {animal},the {animal} says {sound}" for animal, sound in SAYS.items()]
+    path.write_text("\n".join(["prompt,response", *lines * 8]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory, fine_tune, language_model, dialogue):
+    values = {"model": str(language_model), "train": str(dialogue), "eval": str(dialogue), "task": "response"}
+    options = {"steps": 120, "evaluate_every": 60, "learning_rate": 0.01, "batch_size": 12, "max_length": 24}
+    return fine_tune(tmp_path_factory.mktemp("runs") / "taught", **values, **options)
+
+
+def test_a_taught_model_answers(taught, dialogue, command, tmp_path):
+    told = command("predict", taught.out, "--data", dialogue, "--out", tmp_path / "out.jsonl", "--batch-size", "7")
+    assert told.status == 0, told.err
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(lines) == 24
+    assert lines[1] == {"row": 3, "prompt": "what says the dog", "response": "the dog says woof"}
+
+
+def test_its_loss_is_that_of_torch_on_the_responses_alone(taught, command, dialogue, tmp_path):
+    model = transformers.AutoModelForCausalLM.from_pretrained(taught.out / "model").eval()
+    losses, count = 0.0, 0
+    for animal, sound in SAYS.items():
+        words = ["what", "says", "the", animal, "the", animal, "says", sound, WORDS[0]]
+        ids = torch.tensor([[WORDS.index(word) for word in words]])
+        labels = ids.clone()
+        labels[:, :4] = -100  # the prompt
+        with torch.no_grad():
+            losses += 8 * 5 * model(ids, labels=labels).loss.item()
+        count += 8 * 5
+    assert command("evaluate", taught.out, "--data", dialogue, "--out", tmp_path / "e.json").status == 0
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert found["tokens"] == count
+    assert found["metrics"]["response/loss"] == pytest.approx(losses / count, rel=1e-3)
+    assert found["metrics"]["response/perplexity"] == pytest.approx(np.exp(losses / count), rel=1e-3)
+    assert taught.reports["eval"].metrics["response/loss"] == pytest.approx(losses / count, rel=1e-3)
+
+
+def test_the_model_generates_and_says_what_was_settled(taught):
+    config = json.loads((taught.out / "model/config.json").read_text())
+    assert config["architectures"] == ["GPT2LMHeadModel"]
+    kept = config["task_specific_params"]["jaxptft"]
+    assert kept == {"task": "response", "max_length": 24, "settled": {"separator": "\n"}}
+
+
+def test_an_encoder_is_refused(refused, flags, dialogue):
+    changes = ["--task", "response", "--train", dialogue, "--eval", dialogue]
+    assert "is no causal language model, which response needs; choose a GPT-2" in refused("finetune", *flags, *changes)
