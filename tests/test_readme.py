@@ -20,7 +20,7 @@ def test_the_losses_example_runs():
 
 
 def test_every_command_in_it_exists():
-    written = re.findall(r"^jaxptft ([\w-]+(?: (?:import|export|inspect|train))?)", README, re.MULTILINE)
+    written = re.findall(r"^jaxptft ([\w-]+(?: (?:import|export|inspect|change|train|check))?)", README, re.MULTILINE)
     assert len(written) >= 9
     assert set(written) <= set(COMMANDS)
 

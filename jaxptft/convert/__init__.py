@@ -5,21 +5,41 @@ from jaxptft.convert.engine import complete
 from jaxptft.convert.folder import export_folder, import_folder, inspect, load, save
 from jaxptft.convert.manifest import Entry, Manifest
 from jaxptft.convert.native import read_native, write_native
+from jaxptft.convert.peft import Adapter, load_adapter, save_adapter
 from jaxptft.convert.staging import tokenizer_files
+from jaxptft.convert.surgery import (
+    add_layers,
+    drop_heads,
+    drop_layers,
+    keep_layers,
+    reinitialize,
+    resize_vocabulary,
+    swap_head,
+)
 
 __all__ = [
+    "Adapter",
     "Checkpoint",
     "Entry",
     "Extras",
     "Manifest",
+    "add_layers",
     "complete",
+    "drop_heads",
+    "drop_layers",
     "export_folder",
     "import_folder",
     "inspect",
+    "keep_layers",
     "load",
+    "load_adapter",
     "new_checkpoint",
     "read_native",
+    "reinitialize",
+    "resize_vocabulary",
     "save",
+    "save_adapter",
+    "swap_head",
     "tokenizer_files",
     "write_native",
 ]

@@ -19,7 +19,8 @@ def classification(
 
     `model.apply` returns logits [batch, classes].
     The batch holds what the model reads, `label` [batch] integers, `ids` [batch], and `valid` [batch] (False for rows
-    that only fill the batch). Metrics: `classification/accuracy`. Predictions: `logits` [batch, classes].
+    that only fill the batch); optionally `weight` [batch], what each row counts in the mean (importance weighting).
+    Metrics: `classification/accuracy`. Predictions: `logits` [batch, classes].
     """
     weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)
 
@@ -34,6 +35,9 @@ def classification(
             logits, label, label_smoothing=label_smoothing, class_weights=weights, valid=valid
         )
         counted = losses.cross_entropy_weights(label, class_weights=weights, valid=valid)
+        if "weight" in batch:
+            row_weight = jnp.where(valid, batch["weight"], 0.0)
+            per_example, counted = per_example * row_weight, counted * row_weight
         right = (jax.lax.stop_gradient(logits).argmax(-1) == label) & valid
         return (
             {"classification": Mean(per_example.sum(), counted.sum())},

@@ -1,8 +1,9 @@
 """Several objectives and penalties as one.
 
 `combine({"task": (1.0, classification), "mlm": (0.1, masked_lm)}, penalties=[...])` is again an `Objective`:
-weights scale each `total`, every source reads `batch[name]`, states and constants are namespaced, shared parameters
-merge by path, and the name is folded into the key so that two sources never share their noise.
+weights scale each `total`, every source reads `batch[name]` or what `reads` names instead, states and constants are
+namespaced, shared parameters merge by path, and the name of what is read is folded into the key: sources on different
+rows never share their noise, sources on the same rows do, and so run their model forward once.
 """
 
 import zlib
@@ -21,14 +22,17 @@ def combine(
     objectives: Objective | Mapping[str, tuple[float, Objective]],
     *,
     penalties: Sequence[Penalty] = (),
+    reads: Mapping[str, str | tuple[str, ...]] | None = None,
 ) -> Objective:
     """One objective out of several.
 
-    Given a single `Objective`, it reads the batch itself; given a mapping, each reads `batch[name]`. A batch that lacks
-    a source's name skips that source (evaluation on the task alone); one that has none at all is a KeyError.
-    Terms and metrics of a mapping are prefixed `name/` wherever that is needed to keep them apart.
+    Given a single `Objective`, it reads the batch itself; given a mapping, each reads `batch[name]`. With `reads`
+    {"distill": "task", "mmd": ("task", "target")} the first reads `batch["task"]`, the second the dict of both parts,
+    under a key folded with its own name. A batch that lacks what a source reads skips that source (evaluation on the
+    task alone); one that has nothing for any is a KeyError. Terms and metrics of a mapping are prefixed `name/`.
 
-    Raises ValueError on no objectives, a repeated penalty name, or a name that holds a slash.
+    Raises ValueError on no objectives, a repeated penalty name, a name that holds a slash, or `reads` that names no
+    source or gives one nothing to read.
     """
     alone = isinstance(objectives, Objective)
     sources = {ALONE: (1.0, objectives)} if isinstance(objectives, Objective) else dict(objectives)
@@ -38,20 +42,33 @@ def combine(
     for name in [*sources, *names]:
         if "/" in name:
             raise ValueError(f"the name {name!r} holds a slash; slashes separate the parts of a metric's name")
+    asked = _check_reads(reads or {}, sources, alone)
     if repeated := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"penalties share the names {sorted(repeated)}; give each its own")
 
+    def read_by(name: str) -> str | tuple[str, ...]:
+        return asked.get(name, name)
+
+    def lacking(batch, name):
+        read = read_by(name)
+        return [] if alone else [key for key in ((read,) if isinstance(read, str) else read) if key not in batch]
+
     def part(batch, name):
-        return batch if alone else batch[name]
+        read = read_by(name)
+        if alone:
+            return batch
+        return batch[read] if isinstance(read, str) else {key: batch[key] for key in read}
 
     def present(batch):
-        found = [name for name in sources if alone or name in batch]
+        found = [name for name in sources if not lacking(batch, name)]
         if not found:
             raise KeyError(f"the batch has {sorted(batch)}; expected at least one of the sources {sorted(sources)}")
         return found
 
     def scope(context: Context, name: str) -> Context:
-        rng = context.rng if alone else jax.random.fold_in(context.rng, zlib.crc32(name.encode()))
+        read = read_by(name)
+        folded = read if isinstance(read, str) else name
+        rng = context.rng if alone else jax.random.fold_in(context.rng, zlib.crc32(folded.encode()))
         return context._replace(
             state=context.state[name],
             constants=(context.constants or {}).get("objectives", {}).get(name),
@@ -73,9 +90,9 @@ def combine(
         entries |= more
 
     def start(params, batch):
-        if absent := sorted(set(sources) - set(present(batch))):
+        if absent := sorted({key for name in sources for key in lacking(batch, name)}):
             raise KeyError(f"the first batch lacks the sources {absent}; it must hold every one")
-        return {name: sources[name][1].start(params, part(batch, name)) for name in present(batch)}
+        return {name: sources[name][1].start(params, part(batch, name)) for name in sources}
 
     def prepare(params, state, step):
         return {name: sources[name][1].prepare(params, state[name], step) for name in state}
@@ -113,6 +130,19 @@ def combine(
         },
         coupled=any(objective.coupled for _, objective in sources.values()),
     )
+
+
+def _check_reads(
+    reads: Mapping[str, str | tuple[str, ...]], sources: Mapping[str, object], alone: bool
+) -> dict[str, str | tuple[str, ...]]:
+    if reads and alone:
+        raise ValueError("reads was given beside a single objective, which reads the whole batch; leave it out")
+    if unknown := sorted(set(reads) - set(sources)):
+        raise ValueError(f"reads names {unknown}, which are no sources; the sources are {sorted(sources)}")
+    for name, read in reads.items():
+        if not read or (isinstance(read, tuple) and len(set(read)) < len(read)):
+            raise ValueError(f"reads gives {name!r} {read!r}; expected a part of the batch, or a tuple of several")
+    return dict(reads)
 
 
 def merge_params(first: Params, second: Params, at: str = "") -> Params:

@@ -10,12 +10,19 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from jaxptft.recipes import report as reports
+from jaxptft.recipes.forgetting import Forgetting
 from jaxptft.recipes.pretrain import Masking
+from jaxptft.recipes.report import Report, add_baseline
 from jaxptft.recipes.settings import Settings
 from jaxptft.recipes.tasks import TaskName
-from jaxptft.recipes.tasks.settings import Answers, Augment, Columns, MultiLabel, Tags
+from jaxptft.recipes.tasks.settings import Answers, Augment, Columns, MultiLabel, Response, Tags
 from jaxptft.recipes.training_settings import TrainingSettings
+
+# What keeps imported parameters as they are, or near it.
+_OF_IMPORTED = (
+    *("freeze", "plan", "layer_decay", "unfreeze", "bitfit", "lora"),
+    *("l2_to_pretrained", "l2", "mixout", "ewc", "forgetting", "adaptation"),
+)
 
 
 class L2(Settings):
@@ -49,6 +56,81 @@ class Auxiliary(Settings):
         return self
 
 
+class Lora(Settings):
+    """Low-rank adapters, trained in place of the imported backbone; heads, and what is fresh, train whole."""
+
+    rank: int = Field(default=0, ge=0)
+    """of each adapter; 0: none"""
+    alpha: float | None = Field(default=None, gt=0)
+    """the product is multiplied by alpha / rank (default: twice the rank)"""
+    targets: tuple[str, ...] = ()
+    """path patterns of kernels (default: attention's query and value, or what holds them jointly)"""
+    rank_stabilized: bool = False
+    """multiply by alpha / sqrt(rank) instead (rsLoRA)"""
+
+    @model_validator(mode="after")
+    def _of_use(self) -> "Lora":
+        if not self.rank and (self.alpha is not None or self.targets or self.rank_stabilized):
+            raise ValueError("lora has no rank, so there are no adapters; give lora.rank")
+        return self
+
+
+class Ewc(Settings):
+    """Elastic weight consolidation: imported parameters are held by what they matter to what was learnt before."""
+
+    weight: float = Field(default=0.0, ge=0)
+    """of the sum of importance * (theta - theta_imported)^2: lambda / 2; 0 leaves it out"""
+    corpus: tuple[str, ...] = ()
+    """text on which importance is taken: of masked words, or the next ones under a causal model"""
+    data: str | None = None
+    """or rows on which it is taken: those the model was fine-tuned on for the same task"""
+    rows: int = Field(default=256, ge=1)
+    """examples at most that importance is taken on"""
+    labels: Literal["given", "drawn"] = "given"
+    """those of the rows of ewc.data, or drawn from what the model predicts"""
+    documents: Literal["file", "line", "blank-line"] = "file"
+    """what is one document in a text file"""
+    text_column: str | None = None
+    """the column of .jsonl and .parquet that holds the text (default: text)"""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Ewc":
+        if bool(self.weight) != (bool(self.corpus) or self.data is not None):
+            raise ValueError("ewc needs a weight, and a corpus or data: give both, or neither")
+        if self.corpus and self.data is not None:
+            raise ValueError("both ewc.corpus and ewc.data are given; give one")
+        if self.labels == "drawn" and self.data is None:
+            raise ValueError("ewc.labels are of the rows of ewc.data, which are not given")
+        return self
+
+
+class Adaptation(Settings):
+    """Another domain, whose rows have no labels, and what shall make the model work there as well."""
+
+    target: str | None = None
+    """rows of the other domain, as --train takes them; labels are not read"""
+    mmd: float = Field(default=0.0, ge=0)
+    """weight of the maximum mean discrepancy between the domains' features"""
+    coral: float = Field(default=0.0, ge=0)
+    """weight of the distance between the covariances of the domains' features"""
+    dann: float = Field(default=0.0, ge=0)
+    """weight of the domain discriminator's loss, whose gradient is reversed in the features"""
+    importance: bool = False
+    """training rows count more, the more they look like the target's"""
+    clip: float = Field(default=10.0, ge=1)
+    """how often a row may count at most, under importance"""
+    pooling: Literal["mean", "first", "last", "pooler"] | None = None
+    """what of a text the features are (default: what a classifier of the family reads)"""
+    batch_size: int | None = Field(default=None, ge=1)
+    """rows of the target in an optimizer step (default: as many as of the task)"""
+
+    @model_validator(mode="after")
+    def _both(self) -> "Adaptation":
+        if bool(self.target) != bool(self.mmd or self.coral or self.dann or self.importance):
+            raise ValueError("adaptation needs a target and one of mmd, coral, dann and importance: give both or none")
+        return self
+
+
 class Config(TrainingSettings):
     """Fine-tune a model: jaxptft finetune --model DIR --train train.csv --eval dev.csv --out runs/x"""
 
@@ -66,14 +148,24 @@ class Config(TrainingSettings):
     labels: MultiLabel = MultiLabel()
     tags: Tags = Tags()
     answers: Answers = Answers()
+    response: Response = Response()
     auxiliary: Auxiliary = Auxiliary()
-    answers: Answers = Answers()
+    adaptation: Adaptation = Adaptation()
+    forgetting: Forgetting = Forgetting()
     on_bad_row: Literal["error", "skip"] = "error"
     l2_to_pretrained: float = Field(default=0.0, ge=0)
     """weight of ||theta - theta_pretrained||^2 over the trainable parameters of the imported backbone"""
     l2: L2 = L2()
+    lora: Lora = Lora()
+    mixout: float = Field(default=0.0, ge=0, lt=1)
+    """probability that in training an element of an imported kernel is put back to its imported value"""
+    r_drop: float = Field(default=0.0, ge=0)
+    """weight of how far the predictions of two passes with different dropout lie apart"""
+    ewc: Ewc = Ewc()
     from_scratch: bool = False
     """the same architecture with fresh parameters, for comparison"""
+    baseline: Literal["none", "scratch"] = "none"
+    """scratch: afterwards train the same from scratch, into baseline/, and report the two side by side"""
     label_smoothing: float = Field(default=0.0, ge=0, le=1)
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: each class weighs as if all were equally frequent in training"""
@@ -81,7 +173,6 @@ class Config(TrainingSettings):
     """class -> its weight in the loss, 1 where it is not named; in place of class_weights"""
     sampling: Literal["plain", "balanced"] = "plain"
     """balanced: rows are drawn so that every class, or set of labels, is seen equally often"""
-    labels: MultiLabel = MultiLabel()
     augment: Augment = Augment()
     monitor: str | None = None
     """what decides which model is best: accuracy, macro_f1, loss, ... as the task has them (default: its first)"""
@@ -93,11 +184,12 @@ class Result(NamedTuple):
     """What a run came to."""
 
     out: Path
-    reports: dict[str, reports.Report]  # by split: eval and, where there is one, test
+    reports: dict[str, Report]  # by split: eval and, where there is one, test
     trainable: int  # parameters
     parameters: int
     seconds: float  # of training, evaluations included; of this process
     best_step: int
+    baseline: dict[str, Report] | None = None  # the same from scratch, where it was asked for
 
 
 def run(config: Config, *, name: str = "finetune", say: Callable[[str], None] = print) -> Result:
@@ -111,6 +203,22 @@ def run(config: Config, *, name: str = "finetune", say: Callable[[str], None] = 
 
     done = carry_out(config, lambda stop: FinetuneRun(config, name=name, say=say, stop=stop))
     training = done.work.training
-    return Result(
+    result = Result(
         config.out, done.found, training.trainable_count, training.parameter_count, done.seconds, done.loop.best_step
     )
+    if config.baseline == "none":
+        return result
+    from_scratch = run(without_pretraining(config), name="from scratch", say=say)
+    lines = add_baseline(config.out, result.reports, from_scratch.reports, name="from scratch")
+    say("\n".join(lines))
+    return result._replace(baseline=from_scratch.reports)
+
+
+def without_pretraining(config: Config) -> Config:
+    """The same fine-tuning with every parameter fresh, and so without what only imported ones can be given."""
+    usual = {name: field.get_default(call_default_factory=True) for name, field in type(config).model_fields.items()}
+    out = config.out / "baseline"
+    resume = config.resume and (out / "config.yaml").exists()
+    changes = {name: usual[name] for name in _OF_IMPORTED if name in usual}
+    changes |= {"baseline": "none", "from_scratch": True, "out": out, "resume": resume}
+    return config.model_copy(update=changes | {"overwrite": (out / "config.yaml").exists() and not resume})

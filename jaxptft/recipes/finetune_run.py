@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from jaxptft import convert, data, models, objectives, optim, train
-from jaxptft.recipes import additions
+from jaxptft.recipes import adaptation, additions
+from jaxptft.recipes import forgetting_report
 from jaxptft.recipes import report as reports
 from jaxptft.recipes.finetune import Config
+from jaxptft.recipes.forgetting_probe import Probe
 from jaxptft.recipes.inference import with_settings
 from jaxptft.recipes.mixed import Mixed
-from jaxptft.recipes.model_source import open_model
+from jaxptft.recipes.model_source import can_have, locate, open_model
 from jaxptft.recipes.tasks import head_of, module_of
 from jaxptft.recipes.tasks.contract import Task
 from jaxptft.recipes.training import (
@@ -45,21 +47,31 @@ class FinetuneRun:
 
     def _open_model(self) -> None:
         config = self.config
-        heads = [head_of(config.task), "mlm" if config.auxiliary.weight else None]
-        self.model_folder, self.checkpoint = open_model(
-            config.model,
-            heads=tuple(head for head in heads if head is not None),
-            family=config.family,
-            allow_bin=config.allow_bin,
-            allow_unused=config.allow_unused,
-            allow_missing=config.allow_missing,
-        )
+        heads = [head_of(config.task), "mlm" if config.auxiliary.weight or config.forgetting.corpus else None]
+        self.model_folder, self.checkpoint = self._load(tuple(head for head in heads if head is not None))
         self.tokenizer = data.load_tokenizer(self.model_folder)
         data.check_vocabulary(self.tokenizer, self.checkpoint.config.vocab_size)
         positions = self.checkpoint.config.max_length
         if config.max_length > positions:
             raise ValueError(f"max_length is {config.max_length}, but {config.model} has {positions} positions")
         self._name_padding()
+
+    def _load(self, heads: tuple[str, ...]) -> tuple[Path, convert.Checkpoint]:
+        """The folder with the tokenizer, and what is learnt on from."""
+        return self._open(self.config.model, heads)
+
+    def _open(self, model: str, heads: tuple[str, ...]) -> tuple[Path, convert.Checkpoint]:
+        config, folder = self.config, locate(model)
+        if not can_have(folder, "mlm", family=config.family):
+            heads = tuple(head for head in heads if head != "mlm")  # a causal model predicts words without one
+        return open_model(
+            folder,
+            heads=heads,
+            family=config.family,
+            allow_bin=config.allow_bin,
+            allow_unused=config.allow_unused,
+            allow_missing=config.allow_missing,
+        )
 
     def _name_padding(self) -> None:
         """A GPT-2 that names no padding token makes a classifier that transformers takes one row at a time."""
@@ -69,14 +81,7 @@ class FinetuneRun:
             self.checkpoint = replace(self.checkpoint, config=replace(architecture, pad_id=pad))
 
     def _read_data(self) -> None:
-        self.task: Task = module_of(self.config.task).read(
-            self.config,
-            tokenizer=self.tokenizer,
-            architecture=self.checkpoint.config,
-            devices=self.mesh.size,
-            checkpoint_names=self.checkpoint.labels,
-            say=self.say,
-        )
+        self.task: Task = self._read_task()
         for batches in self.task.batches.values():
             data.check_tokens(batches.tokenized, self.checkpoint.config.vocab_size)
         monitor = self.config.monitor
@@ -85,20 +90,63 @@ class FinetuneRun:
                 f"monitor is {monitor!r}; {self.config.task} has {', '.join(self.task.monitors)}: choose one"
             )
         self.monitor, self.higher_is_better = self.task.monitors[monitor or next(iter(self.task.monitors))]
-        self.additions = additions.auxiliary(
-            self.config,
-            tokenizer=self.tokenizer,
-            architecture=self.checkpoint.config,
-            devices=self.mesh.size,
-            say=self.say,
-        )
+        self.additions = self._additions()
         self.batches = dict(self.task.batches)
         if self.additions:
-            own = {addition.name: addition.batches for addition in self.additions if addition.batches is not None}
+            own = {
+                addition.source or addition.name: addition.batches
+                for addition in self.additions
+                if addition.batches is not None
+            }
             self.batches = {
                 split: Mixed({"task": batches} | (own if split == "train" else {}))
                 for split, batches in self.task.batches.items()
             }
+
+    def _read_task(self) -> Task:
+        return module_of(self.config.task).read(
+            self.config,
+            tokenizer=self.tokenizer,
+            architecture=self.checkpoint.config,
+            devices=self.mesh.size,
+            checkpoint_names=self.checkpoint.labels,
+            say=self.say,
+        )
+
+    def _additions(self) -> list[additions.Addition]:
+        options: dict[str, Any] = {
+            "tokenizer": self.tokenizer,
+            "architecture": self.checkpoint.config,
+            "devices": self.mesh.size,
+            "say": self.say,
+        }
+        found = additions.auxiliary(self.config, **options)
+        if self.config.adaptation.target is not None:
+            target = adaptation.read_target(self.config, **options)
+            per_epoch = self.task.batches["train"].steps_per_epoch
+            found += adaptation.additions_of(self.config, target, steps_per_epoch=per_epoch)
+            self._weigh(target)
+        return found
+
+    def _weigh(self, target: data.Batches) -> None:
+        """Let the training rows count as much as they look like the target's, if that is asked for."""
+        config = self.config
+        if not config.adaptation.importance:
+            return
+        if config.task != "classification":
+            raise ValueError(f"adaptation.importance is for classification, and task is {config.task}; leave it out")
+        if config.from_scratch:
+            raise ValueError("adaptation.importance compares rows by what was imported; leave out from_scratch")
+        self.task.batches["train"] = adaptation.weigh(
+            config.adaptation,
+            self.task.batches["train"],
+            target,
+            features=additions.Build(self.checkpoint.config, None).pooled(config.adaptation.pooling),
+            params=self.checkpoint.params,
+            mesh=self.mesh,
+            seed=config.seed,
+            say=self.say,
+        )
 
     def _build_model(self) -> None:
         config, checkpoint, task = self.config, self.checkpoint, self.task
@@ -122,6 +170,7 @@ class FinetuneRun:
         others |= {entry.hf_name for entry in checkpoint.manifest.unused} if checkpoint.manifest else set()
         if others:
             self.say(f"the checkpoint's heads of other tasks are dropped: {', '.join(sorted(others))}")
+        self.kept = kept
         self.imported = {} if config.from_scratch else {"backbone": kept["backbone"]}
         self.params, self.trainable = adopt({} if config.from_scratch else kept, fresh, config.freeze)
         origin = "fresh (from scratch)"
@@ -136,7 +185,7 @@ class FinetuneRun:
         self, frozen_layers: int | None, penalties: Sequence[objectives.Penalty] = ()
     ) -> objectives.Objective:
         """The task alone, or with everything that goes beside it."""
-        build = partial(models.build, self.architecture, frozen_layers=frozen_layers)
+        build = additions.Build(self.architecture, frozen_layers)
         task = self.task.objective(build(self.task.model_task, classes=self.task.classes))
         if not self.additions:
             return objectives.combine(task, penalties=penalties)
@@ -144,24 +193,48 @@ class FinetuneRun:
         reads = {addition.name: addition.reads for addition in self.additions if addition.reads is not None}
         return objectives.combine({"task": (1.0, task), **others}, penalties=penalties, reads=reads)
 
+    def _make_probe(self) -> Probe | None:
+        """What remembers the model as it was imported; None where nobody asks what is forgotten."""
+        config, original = self.config, self.checkpoint.params
+        if not config.forgetting.corpus:
+            return None
+        if config.from_scratch:
+            raise ValueError("forgetting compares with what was imported, and nothing is; leave out from_scratch")
+        return Probe(
+            config.forgetting,
+            {name: original[name] for name in ("backbone", "mlm") if name in original},
+            name=config.model,
+            architecture=self.checkpoint.config,
+            tokenizer=self.tokenizer,
+            max_length=config.max_length,
+            mesh=self.mesh,
+            say=self.say,
+            stop=self.stop,
+        )
+
     def _build_training(self) -> None:
-        config, task = self.config, self.task
+        config, task, penalties = self.config, self.task, self._penalties()
+        self.probe = probe = self._make_probe()
+        watched = probe is not None and config.forgetting.every == "evaluation"
         self.training = Training(
             config,
             name=self.name,
             say=self.say,
             stop=self.stop,
             mesh=self.mesh,
-            objective=self._objective(frozen_depth(self.trainable, self.architecture), self._penalties()),
+            objective=lambda learns: self._objective(frozen_depth(learns, self.architecture), penalties),
             params=self.params,
             trainable=self.trainable,
             rng=self.step_rng,
             batches=self.batches,
             judge=lambda evaluation: task.metrics(evaluation.predictions, "eval"),
+            watch=(lambda state: probe.watch(state.params)) if probe is not None and watched else None,
             monitor=self.monitor,
             higher_is_better=self.higher_is_better,
+            imported=None if config.from_scratch else self.kept,
             identity={
                 "tokenizer": data.tokenizer_fingerprint(self.tokenizer),
+                **({} if probe is None else {"held_text": probe.fingerprint}),
                 # What was imported: fresh parameters follow from the seed, but for last bits that differ by machine.
                 "initial_model": train.fingerprint({} if config.from_scratch else self.checkpoint.params),
             },
@@ -195,6 +268,7 @@ class FinetuneRun:
         predictions = {split: training.evaluate(state, split).predictions for split in held_out}
         settled = task.settle(predictions["eval"])
         found = {split: task.report(predictions[split], split, settled) for split in held_out}
+        forgotten = None if self.probe is None else self.probe.compare(state.params)
         saved = [key for key in state.params if key in ("backbone", task.head)]
         settings = {"task": config.task, "max_length": config.max_length} | ({"settled": settled} if settled else {})
         convert.save(
@@ -215,10 +289,19 @@ class FinetuneRun:
             "trainable_parameters": training.trainable_count,
             **({"settled": settled} if settled else {}),
             **task.facts,
+            **({} if forgotten is None else {"forgetting": forgotten.to_dict()}),
+            **self._facts(),
         }
         reports.save_report(config.out, found, facts)
         reports.plot_history(config.out / "history.png", training.journal.read(), training.schedule.monitor)
+        if forgotten is not None:
+            forgetting_report.keep(config.out, forgotten, training.journal.read())
+            self.say(forgotten.suggestion)
         return found
+
+    def _facts(self) -> dict[str, Any]:
+        """What else goes into report.json."""
+        return {}
 
     def _source_is_float32(self) -> bool:
         return set(self.checkpoint.extras.dtypes.values()) <= {"float32"}

@@ -32,6 +32,21 @@ def save_report(folder: Path, reports: Mapping[str, Report], facts: Mapping[str,
             draw(folder / f"{stem}_{split}.png")
 
 
+def add_baseline(folder: Path, found: Mapping[str, Report], baseline: Mapping[str, Report], *, name: str) -> list[str]:
+    """Put another run's metrics beside those in report.json and report.txt; returns them as lines of a table."""
+    path = folder / "report.json"
+    body = json.loads(path.read_text(encoding="utf-8"))
+    body["baseline"] = {split: report.metrics for split, report in baseline.items()}
+    path.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    lines = [f"{'':40}{'this run':>14}{name:>14}"]
+    for split, report in found.items():
+        for metric, value in report.metrics.items():
+            lines.append(f"{split + ' ' + metric:40}{value:14.4f}{baseline[split].metrics[metric]:14.4f}")
+    with (folder / "report.txt").open("a", encoding="utf-8") as file:
+        file.write("\nwhat pre-training is worth\n\n" + "\n".join(lines) + "\n")
+    return lines
+
+
 def plot_history(path: Path, lines: Sequence[Mapping[str, Any]], monitor: str) -> None:
     """Training loss by step, and the monitored metric of each evaluation beside it."""
     from matplotlib.figure import Figure

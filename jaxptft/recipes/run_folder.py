@@ -19,10 +19,10 @@ from typing import Any
 from jaxptft.recipes.settings import Settings, build, read_yaml
 
 CONFIG = "config.yaml"
-_OWN_FOLDERS = ("checkpoints", "model", "generator")
-_OWN_FILES = ("metrics.jsonl", "speed.jsonl", "report.json", "report.txt", "history.png", "confusion_*.png")
+_OWN_FOLDERS = ("checkpoints", "model", "generator", "baseline", "adapter")
+_OWN_FILES = ("metrics.jsonl", "speed.jsonl", "report.json", "report.txt", "history.png", "forgetting.png", "confusion_*.png")
 _MAY_CHANGE = ("out", "resume", "overwrite", "checkpoint_every", "keep_checkpoints", "steps", "epochs")
-_READ = ("model", "train", "eval", "test", "corpus", "eval_corpus", "tokenizer")
+_READ = ("model", "teacher", "student", "train", "eval", "test", "corpus", "eval_corpus", "tokenizer")
 
 
 def check(folder: Path, config: Settings, *, resume: bool, overwrite: bool) -> None:

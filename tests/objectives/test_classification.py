@@ -68,3 +68,24 @@ def test_a_batch_of_padding_alone_is_zero_with_zero_gradient(batch):
     loss, gradient = jax.value_and_grad(value)(params)
     assert loss == 0
     assert not gradient["w"].any()
+
+
+def test_rows_count_by_their_weight_and_without_weights_nothing_changes(batch):
+    objective = classification(Linear(), class_weights=(0.3, 2.0))
+    params = objective.init(jax.random.key(1), batch)
+    value = lambda params, batch: run(objective, params, batch)[0]["classification"].value()  # noqa: E731
+    weight = np.array([0.5, 3.0, 0.0, np.nan, 7.0], np.float32)  # the last two rows are not valid
+    loss, gradient = jax.value_and_grad(value)(params, batch | {"weight": weight})
+
+    w = torch.tensor(np.asarray(params["w"]), requires_grad=True)
+    label, classes = torch.tensor(batch["label"][:3], dtype=torch.long), torch.tensor([0.3, 2.0])
+    per_row = torch.nn.functional.cross_entropy(
+        torch.tensor(batch["x"][:3]) @ w, label, weight=classes, reduction="none"
+    )
+    rows = torch.tensor(weight[:3])
+    reference = (per_row * rows).sum() / (classes[label] * rows).sum()
+    reference.backward()
+    np.testing.assert_allclose(loss, reference.item(), rtol=1e-6)
+    np.testing.assert_allclose(gradient["w"], w.grad.numpy(), rtol=1e-5, atol=1e-7)
+    # Rows that all weigh 1 count as rows without weights do.
+    assert value(params, batch | {"weight": np.ones(5, np.float32)}) == value(params, batch)

@@ -102,6 +102,51 @@ def test_the_first_batch_must_hold_every_source():
         objective.start({}, {"task": BATCH["task"]})
 
 
+def reading(seen):
+    """What `scaled` draws, of whatever it is given to read."""
+
+    def loss(params, batch, context):
+        seen.append(batch)
+        return {"a": Mean(jnp.ones(()), 1)}, {"noise": Mean(jax.random.uniform(context.rng), 1)}
+
+    start = lambda params, batch: {"read": sorted(batch)}  # noqa: E731
+    return lift(loss, init=lambda rng, batch: {"head": jnp.zeros(len(batch))}, start=start)
+
+
+def test_a_source_may_read_anothers_part_or_several():
+    seen = []
+    sources = {"task": (1.0, scaled("a", "h")), "distill": (1.0, reading(seen)), "mmd": (1.0, reading([]))}
+    objective = combine(sources, reads={"distill": "task", "mmd": ("task", "target")})
+    batch = {"task": BATCH["task"], "target": BATCH["other"]}
+    with pytest.raises(ValueError, match=r"share head with shapes \(1,\) and \(2,\)"):
+        objective.init(jax.random.key(0), batch)  # each made its own of what it reads: one array, two parts
+    params = {"shared": {"w": jnp.ones(())}, "h": jnp.zeros(2)}
+    state = objective.start(params, batch)
+    assert (state["distill"], state["mmd"]) == ({"read": ["x"]}, {"read": ["target", "task"]})
+    assert objective.prepare(params, state, 0)["mmd"] == state["mmd"]
+    terms, (metrics, _) = objective.loss(params, batch, context_for(objective, state))
+    assert sorted(terms) == ["distill/a", "mmd/a", "task/a"]
+    assert seen == [BATCH["task"]]
+    # On the same rows the same noise; on several parts a noise of one's own.
+    assert metrics["distill/noise"].total == metrics["task/noise"].total
+    assert metrics["mmd/noise"].total != metrics["task/noise"].total
+
+
+def test_a_source_whose_part_is_lacking_is_skipped():
+    sources = {"task": (1.0, scaled("a", "h")), "mmd": (1.0, reading([])), "clone": (1.0, scaled("a", "g"))}
+    objective = combine(sources, reads={"mmd": ("task", "target"), "clone": "task"})
+    with pytest.raises(KeyError, match=r"lacks the sources \['target'\]"):
+        objective.start({}, {"task": BATCH["task"]})
+    batch = {"task": BATCH["task"]}
+    params = objective.init(jax.random.key(0), batch)
+    assert sorted(params) == ["g", "h", "shared"]
+    state = {"task": {"calls": 0}, "mmd": {"read": []}, "clone": {"calls": 0}}
+    terms, (_, after) = objective.loss(params, batch, context_for(objective, state))
+    assert sorted(terms) == ["clone/a", "task/a"]
+    assert after == {"task": {"calls": 1}, "mmd": {"read": []}, "clone": {"calls": 1}}
+    assert sorted(objective.predict(params, batch, context_for(objective, state))) == ["clone/x", "task/x"]
+
+
 def test_coupling_is_inherited():
     coupled = scaled("b", "head_b")._replace(coupled=True)
     assert combine({"task": (1.0, scaled("a", "h")), "other": (1.0, coupled)}).coupled
@@ -113,6 +158,13 @@ def test_mistakes_are_named():
         combine({})
     with pytest.raises(ValueError, match="the name 'a/b' holds a slash"):
         combine({"a/b": (1.0, scaled("a", "h"))})
+    with pytest.raises(ValueError, match=r"reads names \['mdm'\], which are no sources; the sources are \['mmd'\]"):
+        combine({"mmd": (1.0, scaled("a", "h"))}, reads={"mdm": "task"})
+    with pytest.raises(ValueError, match="reads was given beside a single objective"):
+        combine(scaled("a", "h"), reads={"task": "other"})
+    for nothing in ("", (), ("task", "task")):
+        with pytest.raises(ValueError, match="expected a part of the batch, or a tuple of several"):
+            combine({"mmd": (1.0, scaled("a", "h"))}, reads={"mmd": nothing})
     twice = Penalty("same", lambda params, constants, rng: 0.0)
     with pytest.raises(ValueError, match=r"penalties share the names \['same'\]"):
         combine(scaled("a", "h"), penalties=[twice, twice])

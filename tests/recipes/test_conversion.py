@@ -88,3 +88,61 @@ def test_what_does_not_fit_is_refused(refused, classifier, tmp_path):
     (tmp_path / "config.json").write_text("{")
     assert "is not valid JSON" in refused("convert", "inspect", tmp_path)
     assert "SOURCE, DESTINATION must be given" in refused("convert", "import", classifier)
+
+
+@pytest.fixture
+def deep(make_model, tmp_path):
+    """Four layers that predict words, and a tokenizer."""
+    return make_model(tmp_path / "deep", "BertForMaskedLM", num_hidden_layers=4)
+
+
+def test_a_changed_model_has_what_was_asked_for(command, deep, tmp_path, make_tokenizer):
+    words = json.loads((deep / "tokenizer.json").read_text())["model"]["vocab"]
+    (tmp_path / "larger").mkdir()
+    make_tokenizer(tmp_path / "larger", [*words, "[E1]", "[E2]"])
+    line = ["convert", "change", deep, "--out", tmp_path / "new", "--drop-layers", "1-2", "--add-layers", "0"]
+    line += ["--vocab-size", len(words) + 2, "--tokenizer", tmp_path / "larger", "--new-head", "classification"]
+    line += ["--labels", "neg", "pos", "--reinit", "backbone/layer_2/**", "backbone/pooler/*"]
+    told = command(*line)
+    assert (told.status, told.err) == (0, "")
+    for words_of in (
+        "layers: 4 -> 3",
+        "vocabulary: 19 -> 21",
+        "heads: mlm -> classifier",
+        "started anew: 18 parameters",
+    ):
+        assert words_of in told.out
+    one, other = (load_file(folder / "model.safetensors") for folder in (deep, tmp_path / "new"))
+    name = "bert.encoder.layer.{}.intermediate.dense.weight".format
+    for new, old in ((0, 0), (1, 0)):
+        assert other[name(new)].tobytes() == one[name(old)].tobytes()
+    assert abs(other[name(2)]).max() < 0.15  # of deviation 0.02 now, 0.2 before
+    assert other["bert.embeddings.word_embeddings.weight"].shape == (21, 16)
+    fields = json.loads((tmp_path / "new/config.json").read_text())
+    assert (fields["architectures"], fields["num_hidden_layers"]) == (["BertForSequenceClassification"], 3)
+    assert fields["id2label"] == {"0": "neg", "1": "pos"}
+    assert "[E2]" in (tmp_path / "new/tokenizer.json").read_text()
+    assert command("convert", "inspect", tmp_path / "new").status == 0
+
+
+def test_the_same_seed_makes_the_same_model(command, deep, tmp_path):
+    for name, seed in (("one", 3), ("two", 3), ("three", 4)):
+        line = ("convert", "change", deep, "--out", tmp_path / name, "--new-head", "none", "--keep-layers", "0")
+        assert command(*line, "--reinit", "**/layer_0/mlp/**", "--seed", seed).status == 0
+    one, two, three = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "three"))
+    assert one == two != three
+
+
+def test_a_change_that_cannot_be_is_refused(refused, deep, tmp_path):
+    line = ("convert", "change", deep, "--out", tmp_path / "new")
+    for flags, message in (
+        ((), "nothing is to change; give keep_layers"),
+        (("--keep-layers", "0", "--drop-layers", "1"), "keep_layers and drop_layers were both given"),
+        (("--keep-layers", "0;2"), "keep_layers is '0;2'; expected numbers of layers such as 0,2,4 or 0-3,5"),
+        (("--keep-layers", "0,9"), "keep_layers must be numbers of layers from 0 to 3, got 9"),
+        (("--labels", "a", "--keep-layers", "0"), "classes and labels are those of a new head"),
+        (("--reinit", "backbone/layer_9/**"), "pattern 'backbone/layer_9/**' matches nothing"),
+        (("--vocab-size", "15"), "has 19 ids where the model would have 15 rows; give a vocab_size of 19"),
+    ):
+        assert message in refused(*line, *flags)
+    assert not (tmp_path / "new").exists()

@@ -64,3 +64,19 @@ def test_an_auxiliary_objective_needs_weight_and_corpus(refused, flags, corpus, 
     empty.write_text("")
     complaint = refused("finetune", *flags, "--auxiliary.weight", "1", "--auxiliary.corpus", empty)
     assert "empty.txt" in complaint
+
+
+def test_a_baseline_from_scratch_stands_beside_the_run(fine_tune, tmp_path, files):
+    values = {"steps": 2, "test": str(files.test), "freeze": "backbone/embeddings/**", "l2_to_pretrained": 0.1}
+    result = fine_tune(tmp_path / "run", baseline="scratch", **values)
+    alone = fine_tune(tmp_path / "alone", from_scratch=True, steps=2, test=str(files.test))
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    for split in ("eval", "test"):
+        assert report["baseline"][split] == alone.reports[split].metrics == result.baseline[split].metrics
+    assert "what pre-training is worth" in (tmp_path / "run/report.txt").read_text()
+    accuracy = result.reports["test"].metrics["classification/accuracy"]
+    other = alone.reports["test"].metrics["classification/accuracy"]
+    (line,) = [line for line in result.said.splitlines() if line.startswith("test classification/accuracy")]
+    assert line.split()[2:] == [f"{accuracy:.4f}", f"{other:.4f}"]
+    again = fine_tune(tmp_path / "run", baseline="scratch", overwrite=True, **values)
+    assert again.baseline["test"].metrics == alone.reports["test"].metrics
