@@ -1,0 +1,171 @@
+"""The right one of several choices."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxptft import data, models, objectives
+from jaxptft.recipes.report import Report
+from jaxptft.recipes.tasks.contract import Predictions
+from jaxptft.recipes.tasks.options import refuse_options
+from jaxptft.recipes.tasks.settings import Columns
+from jaxptft.recipes.tasks.splits import batch_options, describe, fit_widths
+
+if TYPE_CHECKING:
+    from jaxptft.recipes import evaluate as evaluation
+    from jaxptft.recipes import finetune
+    from jaxptft.recipes import predict as prediction
+    from jaxptft.recipes.inference import Opened
+
+Say = Callable[[str], None]
+UNUSED = ("class_weights", "weights_by_class", "sampling", "augment", "labels")
+MONITORS = {"accuracy": ("multiple_choice/accuracy", True), "loss": ("multiple_choice/loss", False)}
+
+
+class MultipleChoice:
+    """Rows with choices; see `contract.Task`."""
+
+    model_task, head = "multiple_choice", "multiple_choice"
+    classes: int | None = None
+    names: tuple[str, ...] | None = None
+
+    def __init__(self, config: "finetune.Config", *, tokenizer: Any, devices: int, say: Say):
+        refuse_options(config, UNUSED, task="multiple_choice")
+        self.fields: dict[str, Any] = {}
+        self.monitors = MONITORS
+        columns = columns_of(config.columns)
+
+        def read(source: Any, split: str | None) -> data.Choices:
+            return data.read_choices(source, columns=columns, split=split, on_bad_row=config.on_bad_row)
+
+        train, held, origin = data.read_with_held_out(
+            read, config.train, config.eval, texts=_asked_about, seed=config.seed
+        )
+        self.rows = {"train": train, "eval": held}
+        if config.test is not None:
+            self.rows["test"] = read(config.test, data.pick_split(config.test, "test"))
+        self._smoothing = config.label_smoothing
+        tokens = {split: data.tokenize_choices(rows, tokenizer, config.max_length) for split, rows in self.rows.items()}
+        longest = {split: found.longest for split, found in tokens.items()}
+        widths = fit_widths(longest, count=config.length_buckets, max_length=config.max_length)
+        self.batches: dict[str, Any] = {}
+        self.facts: dict[str, dict[str, Any]] = {"rows": {}, "skipped_rows": {}, "truncated": {}}
+        for split, rows in self.rows.items():
+            skipped, truncated = rows.report.skipped, tokens[split].tokenized.truncated
+            self.batches[split] = data.ChoiceBatches(
+                tokens[split],
+                rows.labels,
+                buckets=widths[split == "train"],
+                **batch_options(config, split, devices=devices),
+            )
+            for fact, count in zip(self.facts, (len(rows), skipped, truncated), strict=True):
+                self.facts[fact][split] = count
+            counts = f", of {rows.most} choices at most" + (f", {truncated} choices cut" if truncated else "")
+            source = origin if split == "eval" else rows.source
+            say(describe(split, len(rows), source, skipped=skipped) + counts)
+
+    def objective(self, model: models.Model) -> objectives.Objective:
+        return objectives.multiple_choice(model, label_smoothing=self._smoothing)
+
+    def metrics(self, predictions: Predictions, split: str) -> dict[str, float]:
+        return {"multiple_choice/accuracy": _accuracy(predictions["logits"], self.rows[split])}
+
+    def settle(self, predictions: Predictions) -> dict[str, Any]:
+        return {}
+
+    def report(self, predictions: Predictions, split: str, settled: Mapping[str, Any]) -> Report:
+        return report_on(predictions["logits"], self.rows[split])
+
+
+def read(
+    config: "finetune.Config",
+    *,
+    tokenizer: Any,
+    architecture: Any,
+    devices: int,
+    checkpoint_names: list[str] | None,
+    say: Say,
+) -> MultipleChoice:
+    """Read, check and tokenize the rows of a fine-tuning."""
+    return MultipleChoice(config, tokenizer=tokenizer, devices=devices, say=say)
+
+
+def columns_of(columns: Columns, id: str | None = None) -> data.ChoiceColumns:
+    return data.ChoiceColumns(columns.context, columns.question, columns.choices, columns.label, id)
+
+
+def _asked_about(rows: data.Choices) -> list[str]:
+    """What may not stand on both sides of a split: a context with all its questions, or else the question."""
+    return rows.contexts if rows.contexts is not None else rows.questions or []
+
+
+def _accuracy(logits: np.ndarray, rows: data.Choices) -> float:
+    assert rows.labels is not None
+    return float((logits.argmax(-1) == rows.labels).mean())
+
+
+def report_on(logits: np.ndarray, rows: data.Choices) -> Report:
+    """The accuracy, beside that of a guess, and where there are different many choices, by their number."""
+    accuracy = _accuracy(logits, rows)
+    counts = np.array([len(choices) for choices in rows.choices])
+    lines = [f"accuracy {accuracy:.4f} of {len(rows)} rows; a guess has {(1 / counts).mean():.4f}"]
+    found = {"multiple_choice/accuracy": accuracy}
+    by_count: dict[str, float] = {}
+    for count in np.unique(counts).tolist():
+        chosen = np.flatnonzero(counts == count)
+        by_count[str(count)] = _accuracy(logits[chosen], rows.select(chosen))
+        lines.append(f"  {count} choices: {by_count[str(count)]:.4f} of {len(chosen)}")
+    return Report(found, "\n".join(lines if len(by_count) > 1 else lines[:1]), {"by_choices": by_count})
+
+
+def _logits(opened: "Opened", rows: data.Choices, request: Any, say: Say) -> np.ndarray:
+    longest = opened.longest(request.max_length)
+    tokens = data.tokenize_choices(rows, opened.tokenizer, longest)
+    if tokens.tokenized.truncated:
+        total = len(tokens.tokenized)
+        say(f"{tokens.tokenized.truncated} of {total} choices are longer than {longest} tokens and were cut")
+    batches = data.ChoiceBatches(tokens, batch_size=request.batch_size, shuffle=False, multiple_of=opened.devices)
+    found = opened.predictions(
+        objectives.multiple_choice(opened.model("multiple_choice")),
+        batches,
+        name_row=lambda index: f"{rows.source}, row {rows.rows[index]}",
+    )
+    return found["logits"]
+
+
+def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
+    """`row` (its line or number in the source), the value of the id column where one is named, the number of the
+    `choice` counted from 0, its text as `answer`, and the `probabilities` of all choices in order."""
+    from scipy.special import softmax
+
+    rows = data.read_choices(
+        request.data,
+        columns=columns_of(request.columns, request.id),
+        labelled=False,
+        on_bad_row=request.on_bad_row,
+        split=data.pick_split(request.data, request.split),
+    )
+    shares = softmax(_logits(opened, rows, request, say).astype("float64"), axis=-1)
+    if rows.report.skipped:
+        say(f"{rows.report.skipped} bad rows skipped")
+    for number, choices in enumerate(rows.choices):
+        best = int(shares[number].argmax())
+        key = {} if rows.keys is None else {"id": rows.keys[number]}
+        listed = [round(float(share), 6) for share in shares[number, : len(choices)]]
+        line = {"row": int(rows.rows[number])} | key
+        yield line | {"choice": best, "answer": choices[best], "probabilities": listed}
+
+
+def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Report:
+    """Accuracy; each row counts exactly once."""
+    rows = data.read_choices(
+        request.data,
+        columns=columns_of(request.columns),
+        on_bad_row=request.on_bad_row,
+        split=data.pick_split(request.data, request.split),
+    )
+    report = report_on(_logits(opened, rows, request, say), rows)
+    skipped = f", {rows.report.skipped} skipped" if rows.report.skipped else ""
+    say(f"{len(rows)} rows from {rows.source}{skipped}")
+    return report
