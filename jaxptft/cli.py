@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if type(error).__name__ != "Stopped":
             raise
-        hint = "; continue with --resume" if name in ("finetune", "pretrain") else ""
+        hint = "; continue with --resume" if name in ("finetune", "pretrain", "distill", "glue", "sweep") else ""
         print(f"jaxptft: {error}{hint}", file=sys.stderr)
         return error.exit_code  # pyright: ignore[reportAttributeAccessIssue]
     return 0

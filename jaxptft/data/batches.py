@@ -4,6 +4,9 @@ An epoch visits every row exactly once. For training, the rows are shuffled with
 cut into windows of some batches, ordered by padded length within each window, cut into batches, and the batches are
 shuffled: rows of one batch have nearly one length, and still meet other rows every epoch. For evaluation, all rows are
 ordered by length, the longest first.
+
+With sampling weights an epoch has as many rows as the table, drawn in proportion to the weights: by systematic
+resampling of the permutation, so that a row whose share is s of n rows comes n s times, rounded up or down.
 """
 
 import operator
@@ -11,7 +14,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from jaxptft.data.cache import fingerprint
 from jaxptft.data.tokenized import Tokenized
@@ -68,12 +71,13 @@ class Batches:
     """Batches of one tokenized table.
 
     Every batch is a dict of numpy arrays: `input_ids`, `attention_mask`, `token_type_ids` int32 [batch, length], `ids`
-    int32 [batch] (row numbers; -1 for padding rows), `valid` bool [batch] and, where there are labels, `label`
-    int32 [batch]. `length` is the smallest bucket that takes the longest row. A padding row is not valid, holds padding
-    tokens only, attends to nothing, and has label 0.
+    int32 [batch] (row numbers; -1 for padding rows), `valid` bool [batch] and, where there are labels or targets,
+    `label`: int32 [batch], or float32 [batch] or [batch, outputs]. `length` is the smallest bucket that takes the
+    longest row. A padding row is not valid, holds padding tokens only, attends to nothing, and has label 0.
 
     Args:
       labels: the class of every row, or None.
+      targets: in place of labels, the number of every row, or a number (such as a 0/1 flag) for each output.
       batch_size: rows of data in a batch; the last batch of an epoch may have fewer.
       seed: decides the order together with the epoch.
       shuffle: False for evaluation.
@@ -82,9 +86,11 @@ class Batches:
         a batch has does not depend on it.
       window: how many batches are ordered by length together.
       classes: if given, labels must be below it.
+      weights: if given, the rows of an epoch are drawn, with repetition, in proportion to these.
 
     Raises:
-      ValueError: no rows, labels of another number or out of range, buckets that do not fit the rows.
+      ValueError: no rows, labels or targets of another number or out of range, buckets that do not fit the rows,
+        weights that are negative, all zero or of another number, or that came without `shuffle`.
     """
 
     def __init__(
@@ -99,6 +105,8 @@ class Batches:
         multiple_of: int = 1,
         window: int = 50,
         classes: int | None = None,
+        targets: Float[np.ndarray, " rows *outputs"] | None = None,
+        weights: Float[np.ndarray, " rows"] | Sequence[float] | None = None,
     ):
         rows = len(tokenized)
         if not rows:
@@ -114,7 +122,11 @@ class Batches:
             raise ValueError(f"the last bucket is {widths[-1]}, and a row has {longest} tokens; add a wider bucket")
 
         self.tokenized = tokenized
+        if labels is not None and targets is not None:
+            raise ValueError("both labels and targets are given; give one")
         self.labels = None if labels is None else _check_labels(labels, rows, classes)
+        self.targets = None if targets is None else _check_targets(targets, rows)
+        self.weights = None if weights is None else _check_weights(weights, rows, shuffle)
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
@@ -143,7 +155,11 @@ class Batches:
         """SHA-256 of everything that decides what `batch_at` returns, but for `multiple_of`."""
         labels = b"" if self.labels is None else self.labels.astype("<i4").tobytes()
         order = (self.batch_size, self.seed, self.shuffle, self.window, self._widths.tolist())
-        return fingerprint(["batches 1", self.tokenized.fingerprint, labels, repr(order)])
+        parts = ["batches 1", self.tokenized.fingerprint, labels, repr(order)]
+        for name, values, kind in (("targets", self.targets, "<f4"), ("weights", self.weights, "<f8")):
+            if values is not None:
+                parts += [name, repr(values.shape), values.astype(kind).tobytes()]
+        return fingerprint(parts)
 
     def _make_plan(self, epoch: int) -> Int[np.ndarray, "steps batch"]:
         """The rows of every batch of an epoch; -1 where a batch has none."""
@@ -154,6 +170,8 @@ class Batches:
             return np.concatenate([order, gap]).reshape(steps, size)
         random = np.random.default_rng((self.seed, epoch))
         shuffled = random.permutation(rows)
+        if self.weights is not None:
+            shuffled = _draw(shuffled, self.weights, random)
         windows = np.arange(rows) // (self.window * size)
         # Stable, so rows that are padded alike stay shuffled among themselves.
         order = shuffled[np.lexsort((self._bucket[shuffled], windows))]
@@ -189,6 +207,9 @@ class Batches:
         }
         if self.labels is not None:
             batch["label"] = np.where(valid, self.labels[rows], np.int32(0))
+        elif self.targets is not None:
+            targets = self.targets[rows]
+            batch["label"] = np.where(valid.reshape(-1, *[1] * (targets.ndim - 1)), targets, np.float32(0))
         return batch
 
 
@@ -203,3 +224,42 @@ def _check_labels(labels: object, rows: int, classes: int | None) -> Int[np.ndar
         expected = "0 or more" if classes is None else f"0 to {classes - 1}"
         raise ValueError(f"example {wrong[0]} has label {array[wrong[0]]}, expected {expected}")
     return array.astype(np.int32)
+
+
+def _check_targets(targets: object, rows: int) -> Float[np.ndarray, " rows *outputs"]:
+    array = np.asarray(targets)
+    if array.ndim not in (1, 2) or len(array) != rows:
+        raise ValueError(f"targets have shape {array.shape}, expected ({rows},) or ({rows}, outputs)")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"targets are {array.dtype}, expected numbers")
+    with np.errstate(over="ignore"):
+        narrow = array.astype(np.float32)
+    wrong = np.flatnonzero(~np.isfinite(narrow).reshape(rows, -1).all(1))
+    if len(wrong):
+        raise ValueError(f"example {wrong[0]} has target {array[wrong[0]]}, expected finite numbers of float32")
+    return narrow
+
+
+def _check_weights(weights: object, rows: int, shuffle: bool) -> Float[np.ndarray, " rows"]:
+    array = np.asarray(weights, np.float64)
+    if not shuffle:
+        raise ValueError("weights are given and shuffle is off; rows are drawn by weight in training alone")
+    if array.shape != (rows,):
+        raise ValueError(f"weights have shape {array.shape}, expected ({rows},): one for every row")
+    wrong = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
+    if len(wrong):
+        raise ValueError(f"example {wrong[0]} has weight {array[wrong[0]]}, expected 0 or a positive number")
+    if not array.any():
+        raise ValueError("all weights are 0; give at least one row a positive one")
+    return array
+
+
+def _draw(
+    shuffled: Int[np.ndarray, " rows"], weights: Float[np.ndarray, " rows"], random: np.random.Generator
+) -> Int[np.ndarray, " rows"]:
+    """As many rows, each about as often as its weight says (systematic resampling), in an order drawn anew."""
+    ends = np.cumsum(weights[shuffled])
+    points = (np.arange(len(ends)) + random.random()) * (ends[-1] / len(ends))
+    # Rounding may put the last point at the very end, which is no row's.
+    places = np.minimum(np.searchsorted(ends, points, side="right"), np.flatnonzero(weights[shuffled])[-1])
+    return random.permutation(shuffled[places])

@@ -31,7 +31,7 @@ class Source:
     name: str
     columns: tuple[str, ...]
     rows: Callable[[Sequence[str]], Iterator[Row]]
-    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of columns that declare their classes
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of columns of classes, or lists of them
 
 
 def open_delimited(path: Path, delimiter: str) -> Source:
@@ -182,22 +182,25 @@ def _values(column: Any) -> list[Any]:
 def _declared_classes(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        # A list of classes wraps what it is a list of.
+        inner = {
+            name: feature.get("feature", feature) for name, feature in features.items() if isinstance(feature, dict)
+        }
         return {
             name: tuple(feature["names"])
-            for name, feature in features.items()
+            for name, feature in inner.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
         }
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, AttributeError):
         return {}
 
 
 def open_dataset(dataset: Any, name: str) -> Source:
-    """A `datasets.Dataset`; ClassLabel columns bring their class names."""
+    """A `datasets.Dataset`; columns of a ClassLabel, or of lists of it, bring their class names."""
     if not len(dataset):
         raise ValueError(f"{name}: has no rows")
-    declared = {
-        column: tuple(feature.names) for column, feature in dataset.features.items() if hasattr(feature, "names")
-    }
+    inner = {column: getattr(feature, "feature", feature) for column, feature in dataset.features.items()}
+    declared = {column: tuple(feature.names) for column, feature in inner.items() if hasattr(feature, "names")}
 
     def rows(wanted: Sequence[str]) -> Iterator[Row]:
         plain = dataset.with_format(None).select_columns(list(dict.fromkeys(wanted)))

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from jaxptft.data.columns import Columns
 from jaxptft.data.sources import split_names
 from jaxptft.data.tables import Table, read_table
+from jaxptft.data.targets import Target
 from jaxptft.data.validate import OnBadRow
 
 # MNLI has two validation splits, and its matched one is the one that is reported first.
@@ -35,7 +36,7 @@ def split(table: Table, size: float | int, *, seed: int, stratify: bool = True) 
     Args:
       size: how many rows to cut off; below 1, which fraction of all rows.
       stratify: cut the same share from every class, as nearly as whole rows allow, and leave one text of each class
-        at least to the rest.
+        at least to the rest. Numbers and label sets are not stratified.
 
     Raises:
       ValueError: nothing would be left on one of the sides.
@@ -48,8 +49,8 @@ def split(table: Table, size: float | int, *, seed: int, stratify: bool = True) 
     sizes = np.bincount(groups)
     order = np.random.default_rng(seed).permutation(len(sizes))
     first = np.unique(groups, return_index=True)[1]
-    labelled = stratify and table.labels is not None
-    stratum = table.labels[first] if labelled and table.labels is not None else np.zeros(len(sizes), np.int32)
+    by_class = stratify and table.labels is not None and table.labels.dtype.kind == "i"
+    stratum = table.labels[first] if by_class and table.labels is not None else np.zeros(len(sizes), np.int32)
     quotas = _apportion(np.bincount(stratum, weights=sizes), count)
 
     held = np.zeros(len(sizes), bool)
@@ -107,16 +108,18 @@ def read_training_data(
     fraction: float = 0.1,
     seed: int = 0,
     on_bad_row: OnBadRow = "error",
+    target: Target | None = None,
 ) -> TrainingData:
-    """Read training and evaluation rows with one set of classes, whatever the sources offer.
+    """Read training and evaluation rows with one set of names, whatever the sources offer.
 
     Args:
       train: a source as `read_table` takes it; of several splits, `train` is taken.
       evaluation: likewise; of several splits, its validation split. None: the training source's validation split, or
         `fraction` of the training rows where it has none.
       names: the classes in order; None: learn them from the training rows.
+      target: what the labels are, as `read_table` takes it.
     """
-    options: dict[str, Any] = {"columns": columns, "on_bad_row": on_bad_row}
+    options: dict[str, Any] = {"columns": columns, "on_bad_row": on_bad_row, "target": target}
     splits = split_names(train)
     table = read_table(train, names=names, split=_pick(splits, "train"), **options)
     if evaluation is not None:

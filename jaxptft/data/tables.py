@@ -1,28 +1,33 @@
-"""Text, or pairs of texts, with class labels, read from any source with every row checked."""
+"""Text, or pairs of texts, with labels, read from any source with every row checked."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 
 from jaxptft.data.cache import fingerprint
 from jaxptft.data.columns import Columns, infer_columns
-from jaxptft.data.labels import Labels, label_name
 from jaxptft.data.readers import Row, Source
 from jaxptft.data.sources import open_source
-from jaxptft.data.validate import OnBadRow, Problem, Refused, Report, Tally, check_string, check_text, shown, where
+from jaxptft.data.targets import Found, OneClass, Target
+from jaxptft.data.validate import OnBadRow, Problem, Refused, Report, Tally, check_string, check_text, shown
+
+Targets = Int[np.ndarray, " rows"] | Float[np.ndarray, " rows"] | Bool[np.ndarray, "rows labels"]
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Checked rows. `names[labels[i]]` is the class of row i; `rows[i]` is where it stands in `source`."""
+    """Checked rows; `rows[i]` is where row i stands in `source`.
+
+    `labels` are classes (int32, places among `names`), numbers (float64; no names), or a flag for each name (bool).
+    """
 
     texts: list[str]
     pairs: list[str] | None
-    labels: Int[np.ndarray, " rows"] | None
+    labels: Targets | None
     names: tuple[str, ...]
     report: Report
     source: str
@@ -36,7 +41,7 @@ class Table:
     def fingerprint(self) -> str:
         """SHA-256 of the texts, pairs, labels and label names, in order; not of where they came from."""
         parts: list[bytes | str] = ["table 1", str(len(self.names)), *self.names]
-        parts += ["unlabelled" if self.labels is None else self.labels.astype("<i4").tobytes()]
+        parts += _label_parts(self.labels)
         parts += ["single" if self.pairs is None else "pairs", *self.texts, *(self.pairs or ())]
         return fingerprint(parts)
 
@@ -65,6 +70,7 @@ def read_table(
     labelled: bool = True,
     split: str | None = None,
     on_bad_row: OnBadRow = "error",
+    target: Target | None = None,
 ) -> Table:
     """Read a file (.csv, .tsv, .jsonl, .parquet), a folder saved by `datasets`, or a hub name such as `glue/sst2`.
 
@@ -75,13 +81,14 @@ def read_table(
       labelled: False leaves labels out, whether the source has them or not.
       split: which split of a source that has several.
       on_bad_row: "error" raises at the first bad row; "skip" leaves bad rows out and counts them in the report.
+      target: what the labels are: `OneClass()` (the default), `Number()` or `LabelSet()`.
 
     Raises:
       FileNotFoundError: there is no such source.
       ValueError: a row, a column or the whole file is bad; names file, row and column.
     """
     opened = open_source(source, split)
-    return _checked(opened, columns, names, labelled, on_bad_row)
+    return _checked(opened, columns, names, labelled, on_bad_row, target)
 
 
 def make_table(
@@ -92,6 +99,7 @@ def make_table(
     names: Sequence[str] | None = None,
     source: str = "the rows given",
     on_bad_row: OnBadRow = "error",
+    target: Target | None = None,
 ) -> Table:
     """A table of rows already in memory, checked as `read_table` checks those of a file; rows count from 1."""
     given = {"text": texts} | ({} if pairs is None else {"pair": pairs}) | ({} if labels is None else {"label": labels})
@@ -105,68 +113,120 @@ def make_table(
         return enumerate(map(list, zip(*(given[name] for name in wanted), strict=True)), start=1)
 
     columns = Columns("text", "" if pairs is None else "pair", None if labels is None else "label")
-    return _checked(Source(source, tuple(given), rows), columns, names, labels is not None, on_bad_row)
+    return _checked(Source(source, tuple(given), rows), columns, names, labels is not None, on_bad_row, target)
 
 
-def _checked(
-    source: Source, chosen: Columns | None, names: Sequence[str] | None, labelled: bool, on_bad_row: OnBadRow
-) -> Table:
-    tally = Tally(source.name, on_bad_row)
-    columns = infer_columns(source.columns, source.name, chosen=chosen, labelled=labelled)
-    declared = source.class_names.get(columns.label) if columns.label else None
-    wanted = [name for name in (columns.text, columns.pair, columns.label, columns.id) if name]
-    texts: list[str] = []
-    pairs: list[str] = []
-    found: list[str] = []
-    keys: list[Any] = []
-    numbers: list[int] = []
+class CheckedRow(NamedTuple):
+    """One row that passed: its number in the source, and what its columns say (labels: one value for each column)."""
+
+    number: int
+    text: str
+    pair: str | None
+    labels: tuple[Any, ...]
+    key: Any
+
+
+def settle_columns(
+    source: Source, chosen: Columns | None, labelled: bool, target: Target
+) -> tuple[Columns, tuple[str, ...]]:
+    """Which columns hold what, and which hold the labels: none where `labelled` is False."""
+    several = target.columns if labelled else ()
+    for name in several:
+        if name not in source.columns:
+            listing = ", ".join(map(repr, source.columns))
+            raise ValueError(f"{source.name}: there is no column {name!r} for a label; columns found: {listing}")
+    found = tuple(name for name in source.columns if name not in several)
+    columns = infer_columns(found, source.name, chosen=chosen, labelled=labelled and not several)
+    return columns, several or ((columns.label,) if columns.label else ())
+
+
+def checked_rows(
+    source: Source, columns: Columns, labels: Sequence[str], target: Target, tally: Tally
+) -> Iterator[CheckedRow]:
+    """The rows of a source that are sound, as they are read; the others go to the tally."""
+    declared = source.class_names.get(labels[0]) if labels else None
+    assert columns.text is not None
+    roles = [("text", columns.text), ("pair", columns.pair), *(("label", name) for name in labels), ("id", columns.id)]
+    wanted = [name for _, name in roles if name]
+    kinds = [role for role, name in roles if name]
+
+    def check(role: str, value: Any) -> Any:
+        if role == "label":
+            return target.read(value, declared)
+        return _check_key(value) if role == "id" else check_text(value)
 
     for number, values in source.rows(wanted):
         tally.rows += 1
         if isinstance(values, Problem):
             tally.refuse(number, values)
             continue
-        place = 0
+        read: list[Any] = []
         try:
-            text = check_text(values[0])
-            pair = label = key = None
-            if columns.pair:
-                place += 1
-                pair = check_text(values[place])
-            if columns.label:
-                place += 1
-                label = label_name(values[place], declared)
-            if columns.id:
-                place += 1
-                key = _check_key(values[place])
+            for role, value in zip(kinds, values, strict=True):
+                read.append(check(role, value))
         except Refused as refused:
-            tally.refuse(number, Problem(refused.reason, refused.detail, wanted[place]))
+            tally.refuse(number, Problem(refused.reason, refused.detail, wanted[len(read)]))
             continue
-        texts.append(text)
-        numbers.append(number)
-        if pair is not None:
-            pairs.append(pair)
-        if label is not None:
-            found.append(label)
-        if key is not None:
-            keys.append(key)
+        by_role = dict(zip(kinds, read, strict=True))
+        found = tuple(value for role, value in zip(kinds, read, strict=True) if role == "label")
+        yield CheckedRow(number, by_role["text"], by_role.get("pair"), found, by_role.get("id"))
+
+
+def _checked(
+    source: Source,
+    chosen: Columns | None,
+    names: Sequence[str] | None,
+    labelled: bool,
+    on_bad_row: OnBadRow,
+    target: Target | None = None,
+) -> Table:
+    tally = Tally(source.name, on_bad_row)
+    target = target or OneClass()
+    columns, label_columns = settle_columns(source, chosen, labelled, target)
+    texts: list[str] = []
+    pairs: list[str] = []
+    found: list[Any] = []
+    keys: list[Any] = []
+    numbers: list[int] = []
+    for row in checked_rows(source, columns, label_columns, target, tally):
+        texts.append(row.text)
+        numbers.append(row.number)
+        if row.pair is not None:
+            pairs.append(row.pair)
+        if row.labels:
+            found.append(row.labels if target.columns else row.labels[0])
+        if row.key is not None:
+            keys.append(row.key)
 
     report = tally.report()
     if not report.rows:
         raise ValueError(f"{source.name}: has a header and no rows")
     if not texts:
         raise ValueError(f"{source.name}: every row was refused; {report}")
-    labels = _settle_names(source.name, columns.label, found, numbers, names, declared) if columns.label else None
+    labels = None
+    if label_columns:
+        declared = source.class_names.get(label_columns[0])
+        labels, names = target.settle(Found(source.name, label_columns, found, numbers, declared), names)
     return Table(
         texts=texts,
         pairs=pairs if columns.pair else None,
-        labels=None if labels is None else labels.encode(found),
-        names=tuple(names or ()) if labels is None else labels.names,
+        labels=labels,
+        names=tuple(names or ()),
         report=report,
         source=source.name,
         rows=np.asarray(numbers, np.int32),
         keys=keys if columns.id else None,
     )
+
+
+def _label_parts(labels: Targets | None) -> list[bytes | str]:
+    """Labels for a fingerprint; those of different kinds never agree."""
+    if labels is None:
+        return ["unlabelled"]
+    if labels.dtype.kind == "i":
+        return [labels.astype("<i4").tobytes()]
+    kind = "numbers" if labels.dtype.kind == "f" else "label sets"
+    return [kind, labels.astype("<f8" if kind == "numbers" else np.uint8).tobytes()]
 
 
 def _check_key(value: Any) -> Any:
@@ -177,27 +237,3 @@ def _check_key(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise Refused("wrong type", f"is {shown(value)} ({type(value).__name__}), expected text or a whole number")
     return check_string(value) if isinstance(value, str) else value
-
-
-def _settle_names(
-    source: str,
-    column: str,
-    found: list[str],
-    numbers: list[int],
-    names: Sequence[str] | None,
-    declared: Sequence[str] | None,
-) -> Labels:
-    if names is None:
-        only = set(found)
-        if len(only) == 1:
-            raise ValueError(
-                f"{source}, column {column!r}: every row has label {shown(found[0])}; a classifier needs two classes"
-            )
-        return Labels(tuple(declared)) if declared else Labels.learn(only)
-    labels = Labels(tuple(names))
-    known = set(labels.names)
-    for number, name in zip(numbers, found, strict=True):
-        if name not in known:
-            listing = ", ".join(labels.names[:20]) + (", ..." if len(labels.names) > 20 else "")
-            raise ValueError(f"{where(source, number, column)}: label {shown(name)} is not known; known are: {listing}")
-    return labels

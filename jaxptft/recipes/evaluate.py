@@ -10,7 +10,7 @@ from pydantic import Field
 
 from jaxptft.recipes import report as reports
 from jaxptft.recipes.settings import Settings
-from jaxptft.recipes.tasks.settings import Columns
+from jaxptft.recipes.tasks.settings import Columns, MultiLabel, Tags
 
 
 class Config(Settings):
@@ -23,6 +23,8 @@ class Config(Settings):
     out: Path | None = None
     """a JSON file for the numbers"""
     columns: Columns = Columns()
+    labels: MultiLabel = MultiLabel()
+    tags: Tags = Tags()
     on_bad_row: Literal["error", "skip"] = "error"
     split: str | None = None
     """which split, of data that have several (default: the validation split)"""

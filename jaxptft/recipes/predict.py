@@ -29,6 +29,8 @@ class Config(Settings):
     """which split, of data that have several (default: the validation split)"""
     max_length: int | None = Field(default=None, ge=3)
     """longer texts are cut, and counted (default: as in the model's run, or what the model takes)"""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """of a response at most"""
     batch_size: int = Field(default=64, ge=1)
     overwrite: bool = False
     """replace --out if it exists"""

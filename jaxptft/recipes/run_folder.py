@@ -5,6 +5,7 @@ metrics.jsonl    what was measured, by step; repeats exactly
 speed.jsonl      how long it took
 checkpoints/     the state to resume from, and best/: the parameters of the best evaluation
 model/           the best model as a Hugging Face folder; generator/, its generator under replaced-token detection
+adapter/         under LoRA, the adapters alone as `peft` reads them
 report.json, report.txt, *.png
 """
 
@@ -20,7 +21,10 @@ from jaxptft.recipes.settings import Settings, build, read_yaml
 
 CONFIG = "config.yaml"
 _OWN_FOLDERS = ("checkpoints", "model", "generator", "baseline", "adapter")
-_OWN_FILES = ("metrics.jsonl", "speed.jsonl", "report.json", "report.txt", "history.png", "forgetting.png", "confusion_*.png")
+_OWN_FILES = (
+    *("metrics.jsonl", "speed.jsonl", "report.json", "report.txt", "history.png", "forgetting.png"),
+    *("confusion_*.png", "predictions_*.png"),
+)
 _MAY_CHANGE = ("out", "resume", "overwrite", "checkpoint_every", "keep_checkpoints", "steps", "epochs")
 _READ = ("model", "teacher", "student", "train", "eval", "test", "corpus", "eval_corpus", "tokenizer")
 

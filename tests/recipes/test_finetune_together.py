@@ -80,3 +80,20 @@ def test_a_baseline_from_scratch_stands_beside_the_run(fine_tune, tmp_path, file
     assert line.split()[2:] == [f"{accuracy:.4f}", f"{other:.4f}"]
     again = fine_tune(tmp_path / "run", baseline="scratch", overwrite=True, **values)
     assert again.baseline["test"].metrics == alone.reports["test"].metrics
+
+
+def test_rows_are_balanced_and_their_words_change(fine_tune, tmp_path, csv_file, lines_of):
+    train = csv_file(
+        tmp_path / "skewed.csv", [("the film was so good", "pos")] * 28 + [("the film was bad", "neg")] * 4
+    )
+    options = {"train": str(train), "eval": str(train), "steps": 2, "log_every": 1, "learning_rate": 1e-9}
+    plain, balanced, changed = (
+        lines_of(fine_tune(tmp_path / name, **options, **changes).out, "train")
+        for name, changes in (
+            ("plain", {}),
+            ("balanced", {"sampling": "balanced"}),
+            ("changed", {"augment": {"deletion": 0.5}}),
+        )
+    )
+    losses = [lines[0]["classification/loss"] for lines in (plain, balanced, changed)]
+    assert len({round(loss, 4) for loss in losses}) == 3

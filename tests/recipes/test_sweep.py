@@ -175,7 +175,10 @@ def test_a_folder_with_something_in_it_is_left_alone(refused, written, tmp_path)
     assert "is not empty; continue a sweep with --resume, or choose another --out" in refused(*line)
 
 
-def test_another_search_does_not_continue_a_sweep(searched, refused, written):
+def test_another_search_does_not_continue_a_sweep(searched):
     config, _, _ = searched
-    line = ("sweep", "--base", written, "--out", config.out, "--search", "batch_size", "1,2", "--resume")
-    assert "search is {'batch_size': '1,2'}, but the sweep in" in refused(*line)
+    other = config.model_copy(update={"resume": True, "search": {"batch_size": "1,2"}})
+    with pytest.raises(
+        ValueError, match=r"search is \{'batch_size': '1,2'\}, but the sweep in .* has \{'learning_rate'"
+    ):
+        sweep.run(other)

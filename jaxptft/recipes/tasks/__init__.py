@@ -3,7 +3,15 @@
 import importlib
 from typing import Any, Literal, get_args
 
-TaskName = Literal["classification", "multi_label", "regression", "question_answering", "multiple_choice", "token_classification"]
+TaskName = Literal[
+    "classification",
+    "multi_label",
+    "regression",
+    "token_classification",
+    "question_answering",
+    "multiple_choice",
+    "response",
+]
 _HEADS = {
     "classification": "classifier",
     "multi_label": "classifier",

@@ -54,11 +54,19 @@ class Classification:
             tokenizer=tokenizer,
             devices=devices,
             origins={"eval": sources.origin},
-            options={split: {"labels": self.labels[split], "classes": self.classes} for split in tables},
+            options=self._batch_options(config),
             say=say,
         )
         say(f"classes: {', '.join(self.names)}")
         self._smoothing, self._weights = config.label_smoothing, self._class_weights(config)
+
+    def _batch_options(self, config: "finetune.Config") -> dict[str, dict[str, Any]]:
+        options: dict[str, dict[str, Any]] = {
+            split: {"labels": labels, "classes": self.classes} for split, labels in self.labels.items()
+        }
+        if config.sampling == "balanced":
+            options["train"]["weights"] = data.balanced_weights(self.labels["train"])
+        return options
 
     def _class_weights(self, config: "finetune.Config") -> list[float] | None:
         if config.weights_by_class:

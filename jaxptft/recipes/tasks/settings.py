@@ -28,6 +28,10 @@ class Columns(Settings):
     """{"text": [...], "answer_start": [...]}"""
     choices: str | None = None
     """a list of choices, or what the names of their columns begin with (ending0, ending1, ...)"""
+    prompt: str | None = None
+    """what is answered by a response"""
+    response: str | None = None
+    """what is to be written after the prompt"""
 
 
 class MultiLabel(Settings):
@@ -76,3 +80,10 @@ class Tags(Settings):
     """the scheme that is learnt and scored (default: that of the rows, but IOB2 for IOB1)"""
     label_all_pieces: bool = False
     """label every token of a word, not the first alone; all but the first get I- for B- or S-"""
+
+
+class Response(Settings):
+    """How a causal model is taught to answer."""
+
+    separator: str = "\n"
+    """what stands between a prompt and its response"""

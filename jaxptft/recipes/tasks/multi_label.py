@@ -1,0 +1,150 @@
+"""Any number of labels for each text or pair of texts."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxptft import data, models, objectives
+from jaxptft.recipes.metrics.multi_label import (
+    multi_label_metrics,
+    multi_label_report,
+    probabilities_of,
+    settle_thresholds,
+    thresholds_of,
+)
+from jaxptft.recipes.report import Report
+from jaxptft.recipes.tasks.contract import Predictions
+from jaxptft.recipes.tasks.labelled_rows import (
+    answers_of,
+    lines,
+    logits_of,
+    read_asked,
+    read_tables,
+    say_rows,
+    training_options,
+)
+from jaxptft.recipes.tasks.settings import MultiLabel
+from jaxptft.recipes.tasks.splits import batch_splits
+
+if TYPE_CHECKING:
+    from jaxptft.recipes import evaluate as evaluation
+    from jaxptft.recipes import finetune
+    from jaxptft.recipes import predict as prediction
+    from jaxptft.recipes.inference import Opened
+
+Say = Callable[[str], None]
+
+
+class MultiLabelTask:
+    """Rows with any number of labels; see `contract.Task`.
+
+    While the model learns, its metrics are those at the thresholds that are best for what it predicts: what it would
+    come to if it were kept.
+    """
+
+    def __init__(self, config: "finetune.Config", *, tokenizer: Any, devices: int, say: Say):
+        self.model_task, self.head = "classification", "classifier"
+        self.fields: dict[str, Any] = {"problem_type": "multi_label_classification"}
+        self.monitors = {
+            "micro_f1": ("multi_label/micro_f1", True),
+            "macro_f1": ("multi_label/macro_f1", True),
+            "subset_accuracy": ("multi_label/subset_accuracy", True),
+            "loss": ("multi_label/loss", False),
+        }
+        if config.label_smoothing:
+            raise ValueError(f"label_smoothing is {config.label_smoothing}, and multi_label has none; leave it out")
+        tables, origin = read_tables(config, target_of(config.labels))
+        self.names: tuple[str, ...] = tables["train"].names
+        self.classes = len(self.names)
+        self.truth = {split: answers_of(table) for split, table in tables.items()}
+        options: dict[str, dict[str, Any]] = {split: {"targets": truth} for split, truth in self.truth.items()}
+        options["train"] |= training_options(config, self.truth["train"])
+        self.batches, self.facts = batch_splits(
+            config,
+            tables,
+            tokenizer=tokenizer,
+            devices=devices,
+            origins={"eval": origin},
+            options=options,
+            say=say,
+        )
+        say(f"labels: {', '.join(self.names)}; {self.truth['train'].sum(1).mean():.2f} a row")
+        self._each = config.labels.threshold == "each"
+        self._weights = self._positive_weights(config)
+
+    def _positive_weights(self, config: "finetune.Config") -> list[float] | None:
+        """Given by label, or balanced: as if half of the training rows had each label."""
+        if config.weights_by_class:
+            if config.class_weights != "none":
+                raise ValueError("both class_weights and weights_by_class are given; give one")
+            if unknown := sorted(set(config.weights_by_class) - set(self.names)):
+                raise ValueError(f"weights_by_class names {unknown[0]!r}; expected labels: {', '.join(self.names)}")
+            return [config.weights_by_class.get(name, 1.0) for name in self.names]
+        if config.class_weights == "none":
+            return None
+        having = self.truth["train"].sum(0)
+        return [float((len(self.truth["train"]) - count) / max(count, 1)) for count in having]
+
+    def objective(self, model: models.Model) -> objectives.Objective:
+        return objectives.multi_label(model, positive_weights=self._weights)
+
+    def metrics(self, predictions: Predictions, split: str) -> dict[str, float]:
+        logits, truth = predictions["logits"], self.truth[split]
+        settled = settle_thresholds(logits, truth, self.names, each=self._each)
+        return multi_label_metrics(logits, truth, thresholds_of(settled, self.names))
+
+    def settle(self, predictions: Predictions) -> dict[str, Any]:
+        return settle_thresholds(predictions["logits"], self.truth["eval"], self.names, each=self._each)
+
+    def report(self, predictions: Predictions, split: str, settled: Mapping[str, Any]) -> Report:
+        return multi_label_report(predictions["logits"], self.truth[split], self.names, settled)
+
+
+def read(
+    config: "finetune.Config",
+    *,
+    tokenizer: Any,
+    architecture: Any,
+    devices: int,
+    checkpoint_names: list[str] | None,
+    say: Say,
+) -> MultiLabelTask:
+    """Read, check and tokenize the rows of a fine-tuning."""
+    return MultiLabelTask(config, tokenizer=tokenizer, devices=devices, say=say)
+
+
+def target_of(labels: MultiLabel) -> data.LabelSet:
+    """How the labels of a row are read."""
+    return data.LabelSet(columns=labels.columns, delimiter=labels.delimiter)
+
+
+def _logits(opened: "Opened", table: data.Table, request: Any, say: Say) -> np.ndarray:
+    if len(opened.names) < 2:
+        raise ValueError(f"{opened.source} has {len(opened.names)} label; multi_label needs two")
+    return logits_of(opened, table, request, objectives.multi_label, classes=len(opened.names), say=say)
+
+
+def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
+    """`row` (its line or number in the source), the value of the id column where one is named, `labels` (those whose
+    probability is above the model's threshold), and `probabilities` by label."""
+    table = read_asked(request)
+    probabilities = probabilities_of(_logits(opened, table, request, say))
+    thresholds = thresholds_of(opened.settled, opened.names)
+    if table.report.skipped:
+        say(f"{table.report.skipped} bad rows skipped")
+
+    def answer(values: np.ndarray) -> dict[str, Any]:
+        applying = [name for name, above in zip(opened.names, values > thresholds, strict=True) if above]
+        by_name = {name: round(float(p), 6) for name, p in zip(opened.names, values, strict=True)}
+        return {"labels": applying, "probabilities": by_name}
+
+    return lines(table, map(answer, probabilities))
+
+
+def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Report:
+    """F1 at the model's own thresholds; each row counts exactly once."""
+    table = read_asked(request, target=target_of(request.labels), names=opened.names)
+    logits = _logits(opened, table, request, say)
+    say_rows(table, say)
+    return multi_label_report(logits, answers_of(table), opened.names, opened.settled)
