@@ -71,10 +71,10 @@ def export_tensors(
     Raises ValueError for a parameter no rule takes, heads that no architecture has together, an absent or misshapen
     parameter, and one that overflows its dtype.
     """
-    leaves = _flatten(params)
+    leaves = flatten(params)
     heads = heads_of(family, params)
     backbone_rules = family.backbone_rules(config)
-    rules = backbone_rules + head_rules(family, config, _sizes(family, config, heads, leaves))
+    rules = backbone_rules + head_rules(family, config, sizes_of(family, config, heads, leaves))
     strangers = sorted(leaves.keys() - {rule.flax_path for rule in rules})
     if strangers:
         raise ValueError(f"no rule of family {family.name} takes parameter {listed(strangers)}: leave it out to export")
@@ -128,7 +128,7 @@ def complete(params: Params, fresh: Params) -> Params:
     return merged
 
 
-def _sizes(family: Family, config: Config, heads: Sequence[str], leaves: Mapping[str, np.ndarray]) -> dict[str, int]:
+def sizes_of(family: Family, config: Config, heads: Sequence[str], leaves: Mapping[str, np.ndarray]) -> dict[str, int]:
     """The number of classes of each head, 0 where it is not free, from the shapes of its parameters."""
     sizes = {}
     for head in heads:
@@ -157,9 +157,10 @@ def _to_dtype(path: str, array: np.ndarray, dtype: str) -> np.ndarray:
     return cast
 
 
-def _flatten(tree: Mapping[str, Any], parents: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+def flatten(tree: Mapping[str, Any], parents: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """The leaves of a tree by their slash paths."""
     leaves: dict[str, np.ndarray] = {}
     for name, value in tree.items():
         path = (*parents, name)
-        leaves |= _flatten(value, path) if isinstance(value, Mapping) else {"/".join(path): np.asarray(value)}
+        leaves |= flatten(value, path) if isinstance(value, Mapping) else {"/".join(path): np.asarray(value)}
     return leaves

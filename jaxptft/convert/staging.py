@@ -18,7 +18,7 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "chat_template.jinja",
 )
-_OWN_MARKS = ("config.json", "jaxptft.json")
+_OWN_MARKS = ("config.json", "jaxptft.json", "adapter_config.json")
 
 
 def tokenizer_files(folder: str | Path) -> tuple[Path, ...]:

@@ -28,9 +28,9 @@ def read_tensors(folder: Path, *, allow_bin: bool = False) -> dict[str, np.ndarr
     from jaxptft.convert.torch_file import read_torch
 
     if (folder / SAFETENSORS).is_file():
-        return _read_safetensors(folder / SAFETENSORS)
+        return read_safetensors(folder / SAFETENSORS)
     if (folder / SAFETENSORS_INDEX).is_file():
-        return _read_sharded(folder / SAFETENSORS_INDEX, _read_safetensors)
+        return _read_sharded(folder / SAFETENSORS_INDEX, read_safetensors)
     if allow_bin and (folder / BIN).is_file():
         return read_torch(folder / BIN)
     if allow_bin and (folder / BIN_INDEX).is_file():
@@ -76,7 +76,8 @@ def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray], *, max_shard_
     (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of one file; ValueError naming a file that is no such file."""
     from safetensors import SafetensorError, safe_open
 
     try:

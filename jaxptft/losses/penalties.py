@@ -1,8 +1,10 @@
-"""Penalties on parameters: L2, L1, and L2 towards a pre-trained starting point (L2-SP). Each returns one scalar.
+"""Penalties on parameters: L2, L1, and L2 towards a pre-trained starting point, by leaf (L2-SP) or by element (EWC).
+Each returns one scalar.
 
     l2                sum_i  w_i * ||theta_i||^2
     l1                sum_i  w_i * |theta_i|_1
     l2_to_pretrained  sum_shared  w_i * ||theta_i - theta_pre_i||^2  +  v * sum_new ||theta_i||^2
+    elastic_weight    sum_ij  importance_ij * (theta_ij - theta_pre_ij)^2
 
 L2-SP: Li, Grandvalet and Davoine 2018, arXiv:1802.01483, equations 3 and 4. The paper writes alpha/2 and beta/2; there
 is no factor 1/2 here, so w = alpha / 2 and v = beta / 2. Sums, not means: they are accumulated in float32, and None
@@ -141,6 +143,41 @@ def l2_to_pretrained(
         if path in start:
             difference = difference - jax.lax.stop_gradient(_wide(start[path]))
         total = total + weight * jnp.sum(jnp.square(difference))
+    return total
+
+
+def elastic_weight(params: PyTree, reference: PyTree, importance: PyTree) -> Float[Array, ""]:
+    """Sum of importance * (theta - theta_ref)^2, element by element, no factor 1/2.
+
+    Kirkpatrick et al. 2017, arXiv:1612.00796, equation 3, has lambda / 2 * F in place of importance, F the diagonal of
+    the Fisher information at `reference`: give lambda / 2 times F here, or a weight of lambda / 2 outside.
+
+    `importance` says which leaves count: those it has. A leaf of params that is None (frozen, so it has not moved) adds
+    nothing. `reference` and `importance` are not differentiated.
+
+    Raises:
+        ValueError: a path of `importance` that params or `reference` lacks, or shapes that differ at a path.
+
+    >>> float(elastic_weight({"w": jnp.array([1.0, 4.0])}, {"w": jnp.array([0.0, 1.0])}, {"w": jnp.array([2.0, 0.5])}))
+    6.5
+    """
+    leaves, start = _flatten(params), _flatten(reference)
+    absent = {path for path, leaf in leaves.items() if leaf is None}
+    total = jnp.zeros((), jnp.float32)
+    for path, weight in _flatten(importance).items():
+        if weight is None or any(prefix in absent for prefix in _prefixes(path)):
+            continue
+        name = "/".join(path)
+        for tree, where in ((leaves, "params"), (start, "the reference")):
+            if tree.get(path) is None:
+                raise ValueError(f"importance has '{name}', which {where} does not have: make all three from one model")
+            if jnp.shape(tree[path]) != jnp.shape(weight):
+                raise ValueError(
+                    f"'{name}' has shape {jnp.shape(tree[path])} in {where} and {jnp.shape(weight)} in the importance: "
+                    "make all three from one model"
+                )
+        difference = _wide(leaves[path]) - jax.lax.stop_gradient(_wide(start[path]))
+        total = total + jnp.sum(jax.lax.stop_gradient(_wide(weight)) * jnp.square(difference))
     return total
 
 

@@ -6,8 +6,11 @@ from jaxptft.models.build import build, features
 from jaxptft.models.decoding import Decoder, Generated, generate
 from jaxptft.models.gpt2 import decoder
 from jaxptft.models.gpt2_config import Gpt2Config
+from jaxptft.models.mlp import mlp
 from jaxptft.models.model import Model, Params
 from jaxptft.models.modernbert_config import ModernBertConfig
+from jaxptft.models.outputs import OUTPUTS
+from jaxptft.models.pooling import pooled
 from jaxptft.models.sampling import Sampling
 
 __all__ = [
@@ -17,6 +20,7 @@ __all__ = [
     "Gpt2Config",
     "Model",
     "ModernBertConfig",
+    "OUTPUTS",
     "Params",
     "Sampling",
     "build",
@@ -25,4 +29,6 @@ __all__ = [
     "encoder",
     "features",
     "generate",
+    "mlp",
+    "pooled",
 ]

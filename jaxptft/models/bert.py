@@ -10,7 +10,7 @@ The encoder can be entered at any layer, so that a frozen prefix is computed onc
 it runs in training (`build(..., start=k)`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from jaxptft.models.embeddings import Embeddings
 from jaxptft.models.heads import HiddenHead, VocabularyHead, flatten_choices, refuse_packed, take_positions
 from jaxptft.models.layers import Attention, Dense, Dropout, LayerNorm, Mlp, attention_mask
 from jaxptft.models.model import Model, Params
+from jaxptft.models.outputs import check_outputs, put
 from jaxptft.models.pure import as_features, as_model, check_classes, check_depth
 
 Batch = Mapping[str, Any]
@@ -84,6 +85,7 @@ class Bert(nn.Module):
         for index in range(start, stop):
             layer = self.layer[self.config.stored_layer(index)]
             hidden = layer(hidden, mask, active=train and index >= (self.frozen_layers or 0))
+            put(self, "hidden", hidden)
         return hidden
 
     def pool(self, hidden: Float[Array, "batch length width"]) -> Float[Array, "batch width"]:
@@ -103,6 +105,7 @@ class Bert(nn.Module):
         hidden = self.embed(batch, train=train) if start is None else batch["hidden"].astype(jnp.dtype(config.dtype))
         if start is not None and start > config.layers:
             return hidden
+        put(self, "hidden", hidden)
         mask = attention_mask(batch, hidden.shape[:2])
         hidden = self.run_layers(hidden, mask, start=start or 0, stop=min(stop, config.layers), train=train)
         return self.pool(hidden) if stop > config.layers else hidden
@@ -227,16 +230,18 @@ def build(
     frozen_layers: int | None = None,
     start: int | None = None,
     dtype: str | None = None,
+    outputs: Sequence[str] = (),
 ) -> Model:
     """The encoder under the head of `task`, one of `tasks(config)`; logits are float32.
 
     `classes` is for "classification" and "token_classification". `frozen_layers` None freezes nothing; k runs the
     embeddings and the first k layers with dropout off, and layers + 1 the pooler too. `start` k enters above k layers
     (layers + 1: above the pooler): the batch then holds "hidden", what `features(config, stop=k)` gave, in place of
-    ids. `dtype` replaces `config.dtype`.
+    ids. `dtype` replaces `config.dtype`. With `outputs`, some of `models.OUTPUTS`, `apply` returns {"logits": ..., and
+    one array for each of them}; the choices of multiple choice are then rows.
 
-    Raises ValueError where the model lacks the task, `classes` or a depth is out of range, the frozen prefix parts
-    layers that share their parameters, and in `apply` where dropout needs an absent `rng`.
+    Raises ValueError where the model lacks the task or an output, `classes` or a depth is out of range, the frozen
+    prefix parts layers that share their parameters, and in `apply` where dropout needs an absent `rng`.
     """
     if task not in tasks(config):
         kind = "BERT" if config.pooler else "BERT without a pooler"
@@ -250,7 +255,7 @@ def build(
     module = BertTask(config, task, classes or 0, frozen_layers, start)
     drops = (config.dropout, config.attention_dropout, _head_dropouts(config).get(task, 0.0))
 
-    return as_model(module, dropouts=drops)
+    return as_model(module, dropouts=drops, outputs=check_outputs(outputs, start))
 
 
 def encoder(config: BertConfig, *, frozen_layers: int | None = None, dtype: str | None = None) -> Model:

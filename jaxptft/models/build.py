@@ -1,6 +1,6 @@
 """One entry to every architecture: the type of the config says which file builds the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxtyping import Array
@@ -22,12 +22,15 @@ def build(
     frozen_layers: int | None = None,
     start: int | None = None,
     dtype: str | None = None,
+    outputs: Sequence[str] = (),
 ) -> Model:
     """The architecture of `config` under the head of `task`, as `build` in the architecture's own file makes it.
 
+    With `outputs`, some of `OUTPUTS`, `apply` returns a dict of "logits" and these, all from one pass.
+
     Raises ValueError where the config is of no architecture here, or the architecture's own `build` refuses.
     """
-    options = {"classes": classes, "frozen_layers": frozen_layers, "start": start, "dtype": dtype}
+    options = {"classes": classes, "frozen_layers": frozen_layers, "start": start, "dtype": dtype, "outputs": outputs}
     return _architecture(config).build(config, task, **options)
 
 

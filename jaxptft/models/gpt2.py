@@ -7,7 +7,7 @@ in float32. Token types are ignored: GPT-2 has none.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,6 +32,7 @@ from jaxptft.models.layers import (
     position_ids,
 )
 from jaxptft.models.model import Model, Params
+from jaxptft.models.outputs import check_outputs, put, put_attention
 from jaxptft.models.pure import as_features, as_model, check_classes, check_depth
 
 Batch = Mapping[str, Any]
@@ -92,6 +93,7 @@ class Attention(nn.Module):
             v = jax.lax.dynamic_update_slice_in_dim(values, v, first, axis=1)
         if (factor := self._factor()) != 1.0:
             q = q * factor
+        put_attention(self, q, k, v, mask)
         drop = partial(self.drop, active=True) if active and config.attention_dropout > 0 else None
         return self.output(attend(q, k, v, mask, drop=drop).reshape(x.shape)), (k, v)
 
@@ -179,11 +181,17 @@ class Gpt2(nn.Module):
             hidden = batch["hidden"]
         if start is not None and start > layers:
             return hidden
+        put(self, "hidden", hidden)
         length = hidden.shape[1]
         mask = attention_mask(batch, (len(hidden), length)) & jnp.tril(jnp.ones((length, length), bool))
         for index in range(start or 0, min(stop, layers)):
             hidden, _ = self.layer[index](hidden, mask, active=train and index >= (self.frozen_layers or 0))
-        return self.final_norm(hidden) if stop > layers else hidden
+            if index + 1 < layers:
+                put(self, "hidden", hidden)
+        if stop > layers:
+            hidden = self.final_norm(hidden)
+            put(self, "hidden", hidden)
+        return hidden
 
     def read(
         self, ids: Int[Array, "batch length"], mask: Bool[Array, "batch length"], cache: Cache
@@ -286,16 +294,18 @@ def build(
     frozen_layers: int | None = None,
     start: int | None = None,
     dtype: str | None = None,
+    outputs: Sequence[str] = (),
 ) -> Model:
     """GPT-2 for a task; `apply` returns the hidden states ("encoder", in `dtype`) or float32 logits.
 
     Classification and multiple choice read a row's last token that is not padding, on whichever side that stands.
     `frozen_layers` None freezes nothing; k runs the embeddings and the first k layers with dropout off. `start` k
     enters above k layers (layers + 1: above the last norm): the batch then holds "hidden", what
-    `features(config, stop=k)` gave, in place of ids. `dtype` replaces `config.dtype`.
+    `features(config, stop=k)` gave, in place of ids. `dtype` replaces `config.dtype`. With `outputs`, some of
+    `models.OUTPUTS`, `apply` returns {"logits": ..., and one array for each of them}.
 
-    Raises ValueError for an unknown task, where `classes` or a depth is out of range, and in `apply` where dropout
-    needs an absent `rng`.
+    Raises ValueError for an unknown task or output, where `classes` or a depth is out of range, and in `apply` where
+    dropout needs an absent `rng`.
     """
     if task not in tasks(config):
         raise ValueError(f"task must be one of {', '.join(tasks(config))} for GPT-2, got {task!r}")
@@ -306,7 +316,7 @@ def build(
     module = Gpt2Task(config, task, classes or 0, frozen_layers, start)
     rates = (config.dropout, config.attention_dropout, config.residual_dropout, _head_dropout(config, task))
 
-    return as_model(module, dropouts=rates)
+    return as_model(module, dropouts=rates, outputs=check_outputs(outputs, start))
 
 
 def decoder(config: Gpt2Config, *, dtype: str | None = None) -> Decoder:

@@ -6,7 +6,7 @@ its own rotary base. What the paper calls unpadded computing is a packed row her
 row apart and `position_ids` restart with each, in the windows as in the rotations.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from jaxptft.models.layers import ACTIVATIONS, Dropout, attention_mask, check_le
 from jaxptft.models.model import Model, Params
 from jaxptft.models.modernbert_config import ModernBertConfig
 from jaxptft.models.modernbert_layers import Layer, Norm, Projection, output_deviation, truncated, turns_at
+from jaxptft.models.outputs import check_outputs, put
 from jaxptft.models.pure import as_features, as_model, check_classes, check_depth
 
 Batch = Mapping[str, Any]
@@ -96,12 +97,18 @@ class ModernBert(nn.Module):
             hidden = batch["hidden"]
         if first > config.layers:
             return hidden
+        put(self, "hidden", hidden)
         masks, turns = _masks(config, batch, hidden), _turns(config, batch, hidden)
         for index in range(first, min(stop, config.layers)):
             kind = config.is_global(index)
             active = train and index >= (self.frozen_layers or 0)
             hidden = self.layer[index](hidden, masks[kind], turns[kind], active=active)
-        return self.final_norm(hidden) if stop > config.layers else hidden
+            if index + 1 < config.layers:
+                put(self, "hidden", hidden)
+        if stop > config.layers:
+            hidden = self.final_norm(hidden)
+            put(self, "hidden", hidden)
+        return hidden
 
 
 def _masks(config: ModernBertConfig, batch: Batch, hidden: Array) -> dict[bool, Bool[Array, "batch queries keys"]]:
@@ -227,24 +234,26 @@ def build(
     frozen_layers: int | None = None,
     start: int | None = None,
     dtype: str | None = None,
+    outputs: Sequence[str] = (),
 ) -> Model:
     """ModernBERT with the head of `task`; `apply` returns float32 logits, or the encoder's hidden states in `dtype`.
 
     `classes` is the size of a classification or token classification head. `frozen_layers` None freezes nothing; k
     runs the embeddings and the first k layers with dropout off. `start` k enters above k layers (layers + 1: above
-    the final norm): the batch then holds "hidden", what `features(config, stop=k)` gave, beside its masks.
+    the final norm): the batch then holds "hidden", what `features(config, stop=k)` gave, beside its masks. With
+    `outputs`, some of `models.OUTPUTS`, `apply` returns {"logits": ..., and one array for each of them}.
 
-    Raises ValueError for a task ModernBERT has no head for, where `classes` or a depth is out of range, and in `apply`
-    where dropout needs an absent `rng`.
+    Raises ValueError for a task ModernBERT has no head for, an unknown output, where `classes` or a depth is out of
+    range, and in `apply` where dropout needs an absent `rng`.
     """
     if task not in TASKS:
         raise ValueError(f"ModernBERT has no task {task!r}: expected one of {', '.join(TASKS)}")
     check_classes(task, classes, sized=tuple(name for name in TASKS if name not in _OUTPUTS))
-    outputs = _OUTPUTS.get(task, classes or 0)
+    head_width = _OUTPUTS.get(task, classes or 0)
     check_depth("frozen_layers", frozen_layers, layers=config.layers, most=config.layers + 1)
     check_depth("start", start, layers=config.layers, most=config.layers + 1)
     config = config if dtype is None else replace(config, dtype=dtype)
-    module = ModernBertTask(config, task, outputs, frozen_layers, start)
+    module = ModernBertTask(config, task, head_width, frozen_layers, start)
     rates = (config.embedding_dropout, config.attention_dropout, config.mlp_dropout, config.head_dropout)
 
-    return as_model(module, dropouts=rates)
+    return as_model(module, dropouts=rates, outputs=check_outputs(outputs, start))

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxptft.models.layers import ACTIVATIONS, Dropout, attend
 from jaxptft.models.modernbert_config import ModernBertConfig
+from jaxptft.models.outputs import put_attention
 
 
 def rotate(
@@ -105,9 +106,10 @@ class Attention(nn.Module):
     ) -> Float[Array, "batch length width"]:
         heads = self.config.heads
         qkv = self.qkv(x).reshape(*x.shape[:-1], 3, heads, x.shape[-1] // heads)
-        q, k, v = (qkv[:, :, part] for part in range(3))
+        q, k, v = rotate(qkv[:, :, 0], turns), rotate(qkv[:, :, 1], turns), qkv[:, :, 2]
+        put_attention(self, q, k, v, mask)
         drop = partial(self.drop, active=True) if active and self.config.attention_dropout > 0 else None
-        attended = attend(rotate(q, turns), rotate(k, turns), v, mask, drop=drop)
+        attended = attend(q, k, v, mask, drop=drop)
         return self.drop(self.output(attended.reshape(x.shape)), active=active)
 
 

@@ -1,6 +1,6 @@
 """A Linen module as pure functions, and the checks that every architecture's `build` makes first."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -8,12 +8,16 @@ from jaxtyping import Array, Key
 
 from jaxptft.models.heads import flatten_choices
 from jaxptft.models.model import Model, Params
+from jaxptft.models.outputs import gather
 
 Batch = Mapping[str, Any]
 
 
-def as_model(module: nn.Module, *, dropouts: tuple[float, ...]) -> Model:
-    """The pair of functions around a module called with (batch, train=); `dropouts` are the rates that need a key."""
+def as_model(module: nn.Module, *, dropouts: tuple[float, ...], outputs: Sequence[str] = ()) -> Model:
+    """The pair of functions around a module called with (batch, train=); `dropouts` are the rates that need a key.
+
+    With `outputs`, `apply` returns {"logits": what the module returns, and what it left behind of each kind}.
+    """
 
     def init(rng: Key[Array, ""], batch: Batch) -> Params:
         return module.init({"params": rng}, batch)["params"]  # type: ignore[return-value]
@@ -22,7 +26,10 @@ def as_model(module: nn.Module, *, dropouts: tuple[float, ...]) -> Model:
         if train and rng is None and any(rate > 0 for rate in dropouts):
             raise ValueError("train=True with dropout needs rng: pass a key, or a config whose dropouts are 0")
         rngs = None if rng is None else {"dropout": rng}
-        return module.apply({"params": params}, batch, train=train, rngs=rngs)
+        if not outputs:
+            return module.apply({"params": params}, batch, train=train, rngs=rngs)
+        result, left = module.apply({"params": params}, batch, train=train, rngs=rngs, mutable=list(outputs))
+        return {"logits": result, **gather(left, outputs)}
 
     return Model(init, apply)
 

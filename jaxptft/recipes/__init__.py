@@ -17,11 +17,22 @@ COMMANDS = {
     "pretrain": Command(
         "jaxptft.recipes.pretrain", "Config", "run", "pre-train on raw text, from scratch or on from a checkpoint"
     ),
-    "finetune": Command("jaxptft.recipes.finetune", "Config", "run", "fine-tune a classifier"),
-    "evaluate": Command("jaxptft.recipes.evaluate", "Config", "run", "evaluate a classifier on labelled rows"),
-    "predict": Command("jaxptft.recipes.predict", "Config", "run", "predict the class of each row of a file"),
+    "finetune": Command("jaxptft.recipes.finetune", "Config", "run", "fine-tune a model for a task"),
+    "distill": Command("jaxptft.recipes.distill", "Config", "run", "distil a fine-tuned model into a smaller one"),
+    "sweep": Command("jaxptft.recipes.sweep", "Config", "run", "search a recipe's values, and run the best again"),
+    "plan": Command("jaxptft.recipes.plan", "Config", "run", "what of a model would train, by layer and stage"),
+    "evaluate": Command("jaxptft.recipes.evaluate", "Config", "run", "evaluate a fine-tuned model on labelled rows"),
+    "predict": Command("jaxptft.recipes.predict", "Config", "run", "predict each row of a file"),
+    "forgetting": Command(
+        "jaxptft.recipes.forgetting", "Config", "run", "how far a model is from what it was, layer by layer"
+    ),
     "fill-mask": Command("jaxptft.recipes.fill_mask", "Config", "run", "guess the masked words of a text"),
     "generate": Command("jaxptft.recipes.generate", "Config", "run", "continue a prompt with a causal language model"),
+    "data check": Command(
+        "jaxptft.recipes.data_check", "Config", "run", "duplicates, leaks, balance and lengths of a data set"
+    ),
+    "augment": Command("jaxptft.recipes.augment", "Config", "run", "more training rows, some words guessed anew"),
+    "glue": Command("jaxptft.recipes.glue", "Config", "run", "fine-tune on GLUE's tasks by name, one table"),
     "tokenizer train": Command("jaxptft.recipes.tokenizer_train", "Config", "run", "learn a vocabulary from raw text"),
     "convert import": Command(
         "jaxptft.recipes.conversion", "Import", "import_source", "Hugging Face folder -> Flax parameters"
@@ -31,6 +42,9 @@ COMMANDS = {
     ),
     "convert inspect": Command(
         "jaxptft.recipes.conversion", "Inspect", "inspect_source", "what an import would use, leave and miss"
+    ),
+    "convert change": Command(
+        "jaxptft.recipes.conversion", "Change", "change_source", "other layers, vocabulary or head -> another model"
     ),
 }
 

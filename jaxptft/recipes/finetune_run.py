@@ -9,8 +9,7 @@ import jax
 import numpy as np
 
 from jaxptft import convert, data, models, objectives, optim, train
-from jaxptft.recipes import adaptation, additions
-from jaxptft.recipes import forgetting_report
+from jaxptft.recipes import adaptation, additions, forgetting_report, keeping
 from jaxptft.recipes import report as reports
 from jaxptft.recipes.finetune import Config
 from jaxptft.recipes.forgetting_probe import Probe
@@ -19,6 +18,7 @@ from jaxptft.recipes.mixed import Mixed
 from jaxptft.recipes.model_source import can_have, locate, open_model
 from jaxptft.recipes.tasks import head_of, module_of
 from jaxptft.recipes.tasks.contract import Task
+from jaxptft.recipes.tasks.labelled_rows import augmented
 from jaxptft.recipes.training import (
     Training,
     adopt,
@@ -47,7 +47,10 @@ class FinetuneRun:
 
     def _open_model(self) -> None:
         config = self.config
-        heads = [head_of(config.task), "mlm" if config.auxiliary.weight or config.forgetting.corpus else None]
+        heads = [
+            head_of(config.task),
+            "mlm" if config.auxiliary.weight or config.forgetting.corpus or config.ewc.corpus else None,
+        ]
         self.model_folder, self.checkpoint = self._load(tuple(head for head in heads if head is not None))
         self.tokenizer = data.load_tokenizer(self.model_folder)
         data.check_vocabulary(self.tokenizer, self.checkpoint.config.vocab_size)
@@ -84,6 +87,12 @@ class FinetuneRun:
         self.task: Task = self._read_task()
         for batches in self.task.batches.values():
             data.check_tokens(batches.tokenized, self.checkpoint.config.vocab_size)
+        self.task.batches["train"] = augmented(
+            self.task.batches["train"],
+            self.config,
+            tokenizer=self.tokenizer,
+            vocab_size=self.checkpoint.config.vocab_size,
+        )
         monitor = self.config.monitor
         if monitor is not None and monitor not in self.task.monitors:
             raise ValueError(
@@ -152,7 +161,7 @@ class FinetuneRun:
         config, checkpoint, task = self.config, self.checkpoint, self.task
         self.architecture = computed_with(checkpoint.config, dtype=config.dtype, dropout=config.dropout)
         init_rng, self.step_rng = jax.random.split(jax.random.key(config.seed))
-        fresh = jax.jit(self._objective(None).init)(init_rng, self.batches["train"].batch_at(0))
+        fresh = jax.jit(self._learnt(None).init)(init_rng, self.batches["train"].batch_at(0))
 
         kept, head = {"backbone": checkpoint.params["backbone"]}, "fresh"
         if task.head is not None and task.head in checkpoint.params:
@@ -179,14 +188,28 @@ class FinetuneRun:
             origin = config.model if task.head is None else f"{config.model}, head {head}"
             if new := fresh_pieces(fresh, kept):
                 self.say(f"{config.model} lacks {', '.join(new)}: fresh")
+        self.params, self.trainable = keeping.with_adapters(config, self.params, self.trainable, self.imported)
+        self.moves = keeping.moving(self.trainable)  # of the model's own parameters
         self.origin = f"{checkpoint.family} from {origin}"
 
     def _objective(
         self, frozen_layers: int | None, penalties: Sequence[objectives.Penalty] = ()
     ) -> objectives.Objective:
+        """What is minimised, over the parameters that are held: with adapters and mixing, where they are asked for."""
+        config = self.config
+        if config.mixout:
+            reference = keeping.mixed_with(config, self.trainable, self.imported)
+            mixed = objectives.mixout(self._learnt(frozen_layers), reference, probability=config.mixout)
+            whole = objectives.combine(mixed, penalties=penalties)
+        else:
+            whole = self._learnt(frozen_layers, penalties)
+        return objectives.lora(whole, scale=keeping.lora_scale(config)) if config.lora.rank else whole
+
+    def _learnt(self, frozen_layers: int | None, penalties: Sequence[objectives.Penalty] = ()) -> objectives.Objective:
         """The task alone, or with everything that goes beside it."""
         build = additions.Build(self.architecture, frozen_layers)
-        task = self.task.objective(build(self.task.model_task, classes=self.task.classes))
+        model = build(self.task.model_task, classes=self.task.classes)
+        task = keeping.r_drop(self.config, self.task.objective(model), model, self.architecture)
         if not self.additions:
             return objectives.combine(task, penalties=penalties)
         others = {addition.name: (addition.weight, addition.objective(build)) for addition in self.additions}
@@ -222,13 +245,15 @@ class FinetuneRun:
             say=self.say,
             stop=self.stop,
             mesh=self.mesh,
-            objective=lambda learns: self._objective(frozen_depth(learns, self.architecture), penalties),
+            objective=lambda learns: self._objective(
+                frozen_depth(keeping.moving(learns), self.architecture), penalties
+            ),
             params=self.params,
             trainable=self.trainable,
             rng=self.step_rng,
             batches=self.batches,
             judge=lambda evaluation: task.metrics(evaluation.predictions, "eval"),
-            watch=(lambda state: probe.watch(state.params)) if probe is not None and watched else None,
+            watch=(lambda state: probe.watch(self.merged(state.params))) if probe is not None and watched else None,
             monitor=self.monitor,
             higher_is_better=self.higher_is_better,
             imported=None if config.from_scratch else self.kept,
@@ -243,20 +268,34 @@ class FinetuneRun:
         self.say(f"model: {self.origin}; {training.trainable_count:,} of {training.parameter_count:,} parameters train")
 
     def _penalties(self) -> list[objectives.Penalty]:
+        config = self.config
+        return self._l2_to_pretrained() + keeping.elastic_weight(
+            config,
+            checkpoint=self.checkpoint,
+            architecture=self.checkpoint.config,
+            tokenizer=self.tokenizer,
+            kept={} if config.from_scratch else self.kept,
+            moves=self.moves,
+            mesh=self.mesh,
+            say=self.say,
+            stop=self.stop,
+        )
+
+    def _l2_to_pretrained(self) -> list[objectives.Penalty]:
         weight, l2 = self.config.l2_to_pretrained, self.config.l2
         if not weight:
             if l2.factors or l2.new:
                 raise ValueError("l2.factors and l2.new shape l2_to_pretrained, which is 0; give it a weight")
             return []
-        reference, _ = optim.partition(self.imported, _restrict(self.trainable, self.imported))
+        reference, _ = optim.partition(self.imported, _restrict(self.moves, self.imported))
         if not jax.tree.leaves(reference):
             raise ValueError("l2_to_pretrained needs trainable parameters that were imported; there are none")
-        learnt, _ = optim.partition(self.params, self.trainable)
+        learnt, _ = optim.partition(keeping.without_adapters(self.params), self.moves)
         weights = jax.tree.map(lambda factor: weight * factor, optim.by_pattern(learnt, l2.factors, default=1.0))
         whole = objectives.l2_to_pretrained(jax.tree.map(np.asarray, reference), weights=weights, new_weight=l2.new)
 
         def of_what_learns(params, constants, rng):  # the rest does not move
-            return whole.loss(optim.partition(params, self.trainable)[0], constants, rng)
+            return whole.loss(optim.partition(params, self.moves)[0], constants, rng)
 
         return [whole._replace(loss=of_what_learns)]
 
@@ -264,23 +303,27 @@ class FinetuneRun:
         """Take the best model, report on it, and save it as a Hugging Face folder."""
         config, training, task = self.config, self.training, self.task
         state = training.best_state(loop)
+        model = self.merged(state.params)
         held_out = [split for split in task.batches if split != "train"]
         predictions = {split: training.evaluate(state, split).predictions for split in held_out}
         settled = task.settle(predictions["eval"])
         found = {split: task.report(predictions[split], split, settled) for split in held_out}
-        forgotten = None if self.probe is None else self.probe.compare(state.params)
-        saved = [key for key in state.params if key in ("backbone", task.head)]
+        forgotten = None if self.probe is None else self.probe.compare(model)
+        saved = [key for key in model if key in ("backbone", task.head)]
         settings = {"task": config.task, "max_length": config.max_length} | ({"settled": settled} if settled else {})
         convert.save(
             config.out / "model",
             self.checkpoint,
             fields=with_settings(task.fields, settings),
-            params=jax.tree.map(np.asarray, {key: state.params[key] for key in saved}),
+            params=jax.tree.map(np.asarray, {key: model[key] for key in saved}),
             labels=None if task.names is None else list(task.names),
             tokenizer_from=self.model_folder,
             overwrite=True,
             dtype=None if self._source_is_float32() else "float32",  # what was evaluated; float16 would lose steps
         )
+        if config.lora.rank:
+            own = {key: state.params[key] for key in (*saved, objectives.LORA)}
+            keeping.save_adapter(config.out / "adapter", config, own, self.trainable, checkpoint=self.checkpoint)
         facts = {
             "best_step": loop.best_step,
             "steps": int(training.state.step),
@@ -298,6 +341,10 @@ class FinetuneRun:
             forgetting_report.keep(config.out, forgotten, training.journal.read())
             self.say(forgotten.suggestion)
         return found
+
+    def merged(self, params: objectives.Params) -> objectives.Params:
+        """The parameters of the model itself: where there are adapters, with these in its kernels."""
+        return objectives.merge_lora(params, scale=keeping.lora_scale(self.config)) if self.config.lora.rank else params
 
     def _facts(self) -> dict[str, Any]:
         """What else goes into report.json."""

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxptft import convert
+from jaxptft.convert.families import FAMILIES
+from jaxptft.convert.hf_config import read_json
 from jaxptft.convert.native import DESCRIPTION
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.bin", "*.msgpack"]
@@ -44,6 +46,13 @@ def open_model(
         return folder, convert.read_native(folder)
     options: dict[str, Any] = {"family": family, "allow_bin": allow_bin, "allow_missing": allow_missing}
     return folder, convert.load(folder, heads=heads, allow_unused=allow_unused, **options)
+
+
+def can_have(folder: Path, head: str, *, family: str | None = None) -> bool:
+    """Whether the models of a folder's family have such a head; True where no known family is named."""
+    fields = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    named = fields.get("model_type") or family
+    return named not in FAMILIES or head in FAMILIES[named].heads
 
 
 def _from_hub(name: str) -> Path:

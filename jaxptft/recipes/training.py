@@ -31,7 +31,8 @@ class Training:
     """The parts that a recipe has chosen, and the loop over them.
 
     batches holds at least "train" and "eval". judge turns an evaluation of "eval" into further metrics; monitor names
-    the one that decides which model is best. identity is what a resumed run must have in common with its beginning.
+    the one that decides which model is best. watch gives further numbers of a state, for the log. identity is what a
+    resumed run must have in common with its beginning.
 
     trainable marks what may train at all (`adopt`); the config's plan says which of it does, from when on and how fast.
     objective is one, or a function that makes one for the trainable mask of a stage, so that what is frozen then runs
@@ -57,9 +58,10 @@ class Training:
         higher_is_better: bool,
         identity: Mapping[str, str],
         imported: Params | None = None,
+        watch: Callable[[train.State], dict[str, float]] | None = None,
     ):
         self.config, self.name, self.say, self.stop, self.mesh = config, name, say, stop, mesh
-        self.batches, self._judge = batches, judge
+        self.batches, self._judge, self._watch = batches, judge, watch
         per_epoch = batches["train"].steps_per_epoch
         steps = total_steps(config, per_epoch)
         o = config.optimizer
@@ -140,7 +142,8 @@ class Training:
 
         def judged(state: train.State) -> dict[str, float]:
             evaluation = self.evaluate(state, "eval")
-            return evaluation.metrics | self._judge(evaluation)
+            found = evaluation.metrics | self._judge(evaluation)
+            return found if self._watch is None else found | self._watch(state)
 
         with train.Progress(self.name, self.schedule.steps) as progress:
             self.state, loop = train.fit(

@@ -1,6 +1,7 @@
 """What of a model trains in a run: the settings that have a say in it, settled as one timetable."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -22,7 +23,15 @@ def plans_of(settings: PlanSettings, params: Params, *, multipliers: Mapping[str
         plans.append(optim.gradual_unfreezing(params, every=settings.unfreeze.every, at=settings.unfreeze.at))
     if settings.bitfit:
         plans.append(optim.bias_only(params))
-    return plans
+    return [_with_adapters(plan, params) if plan.whole else plan for plan in plans]
+
+
+def _with_adapters(plan: optim.Plan, params: Params) -> optim.Plan:
+    """A plan that is made for any model, for the adapters beside its kernels as for these."""
+    known = [path for path in optim.paths(params) if path.startswith("lora/")]
+    mirrored = {f"lora/{pattern}": rule for pattern, rule in plan.rules.items()}
+    acting = {pattern: rule for pattern, rule in mirrored.items() if any(optim.matches(pattern, path) for path in known)}
+    return replace(plan, rules={**plan.rules, **acting})
 
 
 def settle(

@@ -2,6 +2,7 @@
 
 from jaxptft.train.checkpoint import CheckpointStore, DamagedCheckpoint, fingerprint, verify
 from jaxptft.train.evaluate import Evaluation, evaluate, make_evaluator
+from jaxptft.train.fisher import diagonal_fisher, drawn_labels
 from jaxptft.train.journal import Journal
 from jaxptft.train.loop import Best, LoopState, Schedule, Stage, fit
 from jaxptft.train.parallel import jit_step, make_mesh, pad_rows, pmap_step, replicate, shard
@@ -24,6 +25,8 @@ __all__ = [
     "StopFlag",
     "Stopped",
     "create_state",
+    "diagonal_fisher",
+    "drawn_labels",
     "evaluate",
     "fingerprint",
     "fit",

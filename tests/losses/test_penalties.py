@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxptft.losses import l1, l2, l2_to_pretrained
+from jaxptft.losses import elastic_weight, l1, l2, l2_to_pretrained
 
 
 def _tree(seed):
@@ -136,3 +136,42 @@ def test_pretrained_errors():
         match=r"share no leaf: params has 'backbone/layer_0/bias', .* and 1 more, pretrained has 'bert/kernel'",
     ):
         l2_to_pretrained(params, {"bert": {"kernel": np.zeros(3)}})
+
+
+def test_elastic_weight_equals_torch_and_passes_over_what_has_no_importance():
+    params, start = _tree(0), _tree(1)
+    importance = jax.tree.map(np.square, {"backbone": _tree(2)["backbone"]})
+    importance["backbone"]["pooler"]["kernel"] = None
+    value, gradient = jax.value_and_grad(elastic_weight)(params, start, importance)
+    leaves, theirs = {}, 0.0
+    for name in ("kernel", "bias"):
+        leaf = torch.tensor(params["backbone"]["layer_0"][name], requires_grad=True)
+        difference = leaf - torch.tensor(start["backbone"]["layer_0"][name])
+        theirs = theirs + (torch.tensor(importance["backbone"]["layer_0"][name]) * difference**2).sum()
+        leaves[name] = leaf
+    theirs.backward()
+    np.testing.assert_allclose(value, theirs.item(), rtol=1e-6)
+    for name, leaf in leaves.items():
+        np.testing.assert_allclose(gradient["backbone"]["layer_0"][name], leaf.grad, rtol=1e-5)
+    assert not gradient["backbone"]["pooler"]["kernel"].any()
+    assert not gradient["classifier"]["kernel"].any()
+
+
+def test_elastic_weight_of_ones_is_l2_to_pretrained_and_a_frozen_leaf_adds_nothing():
+    params, start = _tree(0), _tree(1)
+    ones = jax.tree.map(np.ones_like, start)
+    np.testing.assert_allclose(elastic_weight(params, start, ones), l2_to_pretrained(params, start), rtol=1e-6)
+    partly = params | {"backbone": None}
+    expected = np.square(params["classifier"]["kernel"] - start["classifier"]["kernel"]).sum()  # numpy
+    np.testing.assert_allclose(elastic_weight(partly, start, ones), expected, rtol=1e-6)
+
+
+def test_elastic_weight_refuses_trees_of_different_models():
+    params = _tree(0)
+    with pytest.raises(ValueError, match="importance has 'mlm/kernel', which params does not have"):
+        elastic_weight(params, params, {"mlm": {"kernel": np.ones(2)}})
+    lacking = {"backbone": params["backbone"]}
+    with pytest.raises(ValueError, match="'classifier/kernel', which the reference does not have"):
+        elastic_weight(params, lacking, {"classifier": {"kernel": np.ones((4, 2))}})
+    with pytest.raises(ValueError, match=r"has shape \(4, 2\) in params and \(4, 3\) in the importance"):
+        elastic_weight(params, params, {"classifier": {"kernel": np.ones((4, 3))}})
