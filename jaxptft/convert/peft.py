@@ -134,7 +134,7 @@ def save_adapter(
 def load_adapter(folder: str | Path, checkpoint: Checkpoint, *, head: str | None = None) -> Adapter:
     """Reads adapters for the kernels of `checkpoint`, its base model: ours, or `peft`'s own.
 
-    `head` is the key in params of the head among the tensors, where the folder's task does not tell ("multiple_choice").
+    `head` is the key in params of the head among the tensors, where the folder's task does not tell it.
 
     Raises FileNotFoundError for absent files, and ValueError in one line for what is not LoRA on this model.
     """

@@ -28,7 +28,14 @@ from jaxptft.data.raw_texts import (
 from jaxptft.data.segments import causal_segments, full_segments, line_segments
 from jaxptft.data.sentences import sentence_spans, split_sentences
 from jaxptft.data.sources import split_names
-from jaxptft.data.split import TrainingData, choose_evaluation_split, pick_split, read_training_data, split
+from jaxptft.data.split import (
+    TrainingData,
+    choose_evaluation_split,
+    pick_split,
+    read_training_data,
+    refuse_absent_split,
+    split,
+)
 from jaxptft.data.squad import Answer, QuestionColumns, Questions, make_questions, read_questions
 from jaxptft.data.tables import Table, make_table, read_table
 from jaxptft.data.tag_schemes import Scheme, Span, convert_tags, lenient_spans, scheme_of_names, span_tags, spans
@@ -126,6 +133,7 @@ __all__ = [
     "read_table",
     "read_taggings",
     "read_training_data",
+    "refuse_absent_split",
     "read_with_held_out",
     "save_tokenizer",
     "scheme_of_names",

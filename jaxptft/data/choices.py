@@ -302,12 +302,12 @@ def _label(value: Any, choices: tuple[str, ...], letters: tuple[str, ...]) -> in
     if value in (-1, "-1"):
         raise Refused("unlabelled", "is -1, which marks an unlabelled row; give the number of the right choice")
     last = len(choices) - 1
+    if str(value).strip() in letters:  # whose numbers may count from 1
+        return letters.index(str(value).strip())
     if isinstance(value, int):
         readings = {value} if 0 <= value <= last else set()
     else:
         value = check_string(value.strip())
-        if value in letters:
-            return letters.index(value)
         readings = {number for number, choice in enumerate(choices) if choice.strip() == value}
         if len(value) == 1 and value.isascii() and value.isalpha() and ord(value.upper()) - ord("A") <= last:
             readings.add(ord(value.upper()) - ord("A"))

@@ -6,6 +6,7 @@ model must not be chosen on the test split anyway. Where there is no validation 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,17 @@ def pick_split(source: Any, wanted: str | None = None) -> str | None:
     """
     splits = split_names(source)
     return _pick(splits, wanted or choose_evaluation_split(splits))
+
+
+def refuse_absent_split(source: Any, split: str | None) -> None:
+    """ValueError where a split is asked for and the source has none of that name: `pick_split` takes an only one for
+    any."""
+    if split is None:
+        return
+    is_file = isinstance(source, (str, Path)) and Path(source).expanduser().is_file()
+    found = () if is_file else split_names(source)
+    if split not in found:
+        raise ValueError(f"{source}: there is no split {split!r}; splits found: {', '.join(found) or 'none'}")
 
 
 def _pick(splits: tuple[str, ...], wanted: str | None) -> str | None:

@@ -107,6 +107,7 @@ def tag_tokens(
     lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
     pad_id = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
     flat, offsets = np.concatenate(tokens), np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    marks = np.concatenate(labels)
     sizes = np.fromiter(map(len, taggings.words), np.int64, len(taggings))
     tokenized = Tokenized(
         tokens=flat,
@@ -115,11 +116,13 @@ def tag_tokens(
         max_length=max_length,
         truncated=split,
         pad_id=pad_id,
-        fingerprint=fingerprint(["tagged tokens 1", repr((max_length, pad_id)), flat.tobytes(), offsets.tobytes()]),
+        fingerprint=fingerprint(
+            ["tagged tokens 2", repr((max_length, pad_id)), flat.tobytes(), offsets.tobytes(), marks.tobytes()]
+        ),
     )
     return TaggedTokens(
         tokenized,
-        np.concatenate(labels),
+        marks,
         np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]),
         np.concatenate(word_windows),
         np.concatenate(word_positions),
@@ -132,10 +135,6 @@ class TaggedBatches(Batches):
     def __init__(self, tagged: TaggedTokens, **options: Any):
         super().__init__(tagged.tokenized, **options)
         self._token_labels = tagged.labels
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(["tagged batches 1", super().fingerprint, self._token_labels.astype("<i4").tobytes()])
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         batch = super().batch_at(step)

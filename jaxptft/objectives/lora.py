@@ -119,12 +119,10 @@ def lora(objective: Objective, *, scale: float, targets: PyTree | None = None, r
     With `targets` (bools like its parameters) and `rank`, `init` makes the adapters too; else add `init_lora`'s to
     imported parameters. What trains is the caller's to say: mask the kernels, and leave `lora` and the heads.
     """
-    extra_init = None
-    if targets is not None and rank is not None:
 
-        def extra_init(rng, params):
-            return {LORA: init_lora(rng, params, targets, rank=rank)}
+    def adapters(rng: PRNGKeyArray, params: Params) -> Params:
+        return {} if targets is None or rank is None else {LORA: init_lora(rng, params, targets, rank=rank)}
 
     return transformed(
-        objective, lambda params, constants, rng, train: merge_lora(params, scale=scale), extra_init=extra_init
+        objective, lambda params, constants, rng, train: merge_lora(params, scale=scale), extra_init=adapters
     )

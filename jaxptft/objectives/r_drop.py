@@ -59,4 +59,6 @@ def r_drop(objective: Objective, *, weight: float, read: Read | None = None) -> 
 
 def _both(first: dict[str, Mean], second: dict[str, Mean]) -> dict[str, Mean]:
     """Means over both passes: half the sum of the two where they count alike."""
-    return {name: Mean(mean.total + second[name].total, mean.count + second[name].count) for name, mean in first.items()}
+    return {
+        name: Mean(mean.total + second[name].total, mean.count + second[name].count) for name, mean in first.items()
+    }

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from jaxptft.objectives.contract import Context, Objective, Params
 from jaxptft.objectives.combine import merge_params
+from jaxptft.objectives.contract import Context, Objective, Params
 
 Transform = Callable[[Params, PyTree, PRNGKeyArray, bool], Params]
 

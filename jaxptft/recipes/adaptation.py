@@ -44,7 +44,7 @@ def read_target(
     return data.Batches(tokens, buckets=buckets, **options)
 
 
-def additions_of(config: Config, target: data.Batches, *, steps_per_epoch: int) -> list[Addition]:
+def additions_of(config: Config, target: Batches, *, steps_per_epoch: int) -> list[Addition]:
     """What draws the domains' features together, each weighted as the config says; the first brings the target's rows.
 
     [] where training rows are weighted by importance, and no more.
@@ -71,7 +71,7 @@ def additions_of(config: Config, target: data.Batches, *, steps_per_epoch: int) 
 def weigh(
     chosen: Adaptation,
     batches: Batches,
-    target: data.Batches,
+    target: Batches,
     *,
     features: models.Model,
     params: objectives.Params,

@@ -65,7 +65,7 @@ def pretraining(
     devices: int,
     say: Callable[[str], None],
 ) -> Addition:
-    """Masked tokens of text, or the next ones under a causal model; `name` is what it is called when it is spoken of."""
+    """Masked tokens of text, or the next ones under a causal model; `name` is what messages call it."""
     store = data.tokenize_corpus(chosen.corpus, tokenizer, documents=chosen.documents, text_column=chosen.text_column)
     causal = isinstance(architecture, models.Gpt2Config)
     cut = data.causal_segments if causal else data.full_segments

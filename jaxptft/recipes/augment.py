@@ -59,6 +59,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
     Raises FileExistsError when it exists and `overwrite` is not set, and ValueError for a model that predicts no masked
     words, rows that are bad, or values that the format cannot hold.
     """
+    from jaxptft import data
     from jaxptft.recipes.runtime import keep_compiled_programs
     from jaxptft.recipes.word_guesses import WordGuesser
 
@@ -68,6 +69,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
         raise FileExistsError(f"{config.out} exists; choose another --out, or pass --overwrite")
     if config.out.exists() and config.out.resolve() == Path(config.data).resolve():
         raise ValueError(f"--out and --data are both {config.out}; choose another --out")
+    data.refuse_absent_split(config.data, config.split)
     keep_compiled_programs()
     options = ("rate", "top_k", "temperature", "max_length", "batch_size", "seed", "family", "allow_bin")
     guesser = WordGuesser(config.model, **{name: getattr(config, name) for name in options})

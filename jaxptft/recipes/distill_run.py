@@ -114,7 +114,8 @@ class DistillRun(FinetuneRun):
         reasons = {
             "the inner layers are matched": bool(config.hidden or config.attention or config.relation),
             f"{config.task} has more than one answer a row": config.task not in _PROBLEMS,
-            "the training texts change": not all(isinstance(part, data.Batches) for part in task.batches.values()),
+            "the training texts change": bool(config.augment.deletion or config.augment.swap)
+            or not all(isinstance(part, data.Batches) for part in task.batches.values()),
         }
         against = [reason for reason, holds in reasons.items() if holds]
         if against and config.teacher_logits == "cached":

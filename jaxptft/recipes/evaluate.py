@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jaxptft.recipes import report as reports
 from jaxptft.recipes.settings import Settings
@@ -34,20 +34,32 @@ class Config(Settings):
     allow_bin: bool = False
     family: str | None = None
 
+    @model_validator(mode="after")
+    def _settled_before(self) -> "Config":
+        if self.labels.threshold != "common" or self.tags.learn is not None or self.tags.label_all_pieces:
+            raise ValueError(
+                "labels.threshold, tags.learn and tags.label_all_pieces are of a fine-tuning; leave them out"
+            )
+        return self
+
 
 def run(config: Config, *, say: Callable[[str], None] = print) -> reports.Report:
     """Report how good the model is at its task; each row counts exactly once.
 
-    Raises ValueError when the model has no head of a task, or a row does not fit it.
+    Raises ValueError when the model has no head of a task, a value is of another task, or a row does not fit.
     """
+    from jaxptft import data
     from jaxptft.recipes.inference import Opened
     from jaxptft.recipes.runtime import keep_compiled_programs
     from jaxptft.recipes.tasks import module_of
+    from jaxptft.recipes.tasks.options import refuse_unused
 
     if config.out is not None and config.out.exists():
         raise FileExistsError(f"{config.out} exists; choose another --out")
+    data.refuse_absent_split(config.data, config.split)
     keep_compiled_programs()
     opened = Opened(config.model, family=config.family, allow_bin=config.allow_bin)
+    refuse_unused(config, opened.task)
     report = module_of(opened.task).evaluate(opened, config, say=say)
     say(report.text)
     if config.out is not None:

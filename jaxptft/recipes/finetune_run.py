@@ -20,6 +20,7 @@ from jaxptft.recipes.tasks import head_of, module_of
 from jaxptft.recipes.tasks.contract import Task
 from jaxptft.recipes.tasks.labelled_rows import augmented
 from jaxptft.recipes.training import (
+    Batches,
     Training,
     adopt,
     choose_devices,
@@ -87,12 +88,7 @@ class FinetuneRun:
         self.task: Task = self._read_task()
         for batches in self.task.batches.values():
             data.check_tokens(batches.tokenized, self.checkpoint.config.vocab_size)
-        self.task.batches["train"] = augmented(
-            self.task.batches["train"],
-            self.config,
-            tokenizer=self.tokenizer,
-            vocab_size=self.checkpoint.config.vocab_size,
-        )
+        self.task.batches["train"] = self._augmented(self.task.batches["train"])
         monitor = self.config.monitor
         if monitor is not None and monitor not in self.task.monitors:
             raise ValueError(
@@ -111,6 +107,10 @@ class FinetuneRun:
                 split: Mixed({"task": batches} | (own if split == "train" else {}))
                 for split, batches in self.task.batches.items()
             }
+
+    def _augmented(self, batches: Batches) -> Batches:
+        vocab_size = self.checkpoint.config.vocab_size
+        return augmented(batches, self.config, tokenizer=self.tokenizer, vocab_size=vocab_size)
 
     def _read_task(self) -> Task:
         return module_of(self.config.task).read(
@@ -131,13 +131,14 @@ class FinetuneRun:
         }
         found = additions.auxiliary(self.config, **options)
         if self.config.adaptation.target is not None:
-            target = adaptation.read_target(self.config, **options)
+            # Changed as the training rows are: else that they are not would tell the domains apart.
+            target = self._augmented(adaptation.read_target(self.config, **options))
             per_epoch = self.task.batches["train"].steps_per_epoch
             found += adaptation.additions_of(self.config, target, steps_per_epoch=per_epoch)
             self._weigh(target)
         return found
 
-    def _weigh(self, target: data.Batches) -> None:
+    def _weigh(self, target: Batches) -> None:
         """Let the training rows count as much as they look like the target's, if that is asked for."""
         config = self.config
         if not config.adaptation.importance:
@@ -314,7 +315,7 @@ class FinetuneRun:
         convert.save(
             config.out / "model",
             self.checkpoint,
-            fields=with_settings(task.fields, settings),
+            fields=with_settings(task.fields, settings, source=self.checkpoint.extras.fields),
             params=jax.tree.map(np.asarray, {key: model[key] for key in saved}),
             labels=None if task.names is None else list(task.names),
             tokenizer_from=self.model_folder,

@@ -54,6 +54,8 @@ class Opened:
                     f"{self.source} does not tell classes apart: its head has {len(self.names)} outputs and "
                     f"problem_type {problem!r}; expected two or more"
                 )
+            if task == "regression" and len(self.names) != 1:
+                raise ValueError(f"{self.source} gives {len(self.names)} numbers a text; regression is of one")
             return task
         for head in _HEADS:
             if head in self.params:
@@ -142,6 +144,10 @@ def settings_of(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def with_settings(fields: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a config.json that keep `settings`."""
-    return {**fields, "task_specific_params": {SETTINGS: dict(settings)}}
+def with_settings(
+    fields: Mapping[str, Any], settings: Mapping[str, Any], *, source: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Fields of a config.json that keep `settings`, beside the parameters of tasks that the source's names."""
+    others = source.get("task_specific_params")
+    kept = dict(others) if isinstance(others, Mapping) else {}
+    return {**fields, "task_specific_params": kept | {SETTINGS: dict(settings)}}

@@ -43,6 +43,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
 
     The file appears whole or not at all. Raises FileExistsError when it exists and `overwrite` is not set.
     """
+    from jaxptft import data
     from jaxptft.recipes.inference import Opened
     from jaxptft.recipes.runtime import keep_compiled_programs
     from jaxptft.recipes.tasks import module_of
@@ -53,6 +54,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
         raise FileExistsError(f"{config.out} exists; choose another --out, or pass --overwrite")
     if config.out.exists() and config.out.resolve() == Path(config.data).resolve():
         raise ValueError(f"--out and --data are both {config.out}; choose another --out")
+    data.refuse_absent_split(config.data, config.split)
     keep_compiled_programs()
     opened = Opened(config.model, family=config.family, allow_bin=config.allow_bin)
     lines = module_of(opened.task).predict(opened, config, say=say)

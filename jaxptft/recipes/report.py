@@ -41,7 +41,8 @@ def add_baseline(folder: Path, found: Mapping[str, Report], baseline: Mapping[st
     lines = [f"{'':40}{'this run':>14}{name:>14}"]
     for split, report in found.items():
         for metric, value in report.metrics.items():
-            lines.append(f"{split + ' ' + metric:40}{value:14.4f}{baseline[split].metrics[metric]:14.4f}")
+            other = baseline[split].metrics.get(metric)  # a correlation may be undefined
+            lines.append(f"{split + ' ' + metric:40}{value:14.4f}{'-' if other is None else f'{other:.4f}':>14}")
     with (folder / "report.txt").open("a", encoding="utf-8") as file:
         file.write("\nwhat pre-training is worth\n\n" + "\n".join(lines) + "\n")
     return lines

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ _OWN_FILES = (
     *("confusion_*.png", "predictions_*.png"),
 )
 _MAY_CHANGE = ("out", "resume", "overwrite", "checkpoint_every", "keep_checkpoints", "steps", "epochs")
-_READ = ("model", "teacher", "student", "train", "eval", "test", "corpus", "eval_corpus", "tokenizer")
+_READ = (
+    *("model", "teacher", "student", "train", "eval", "test", "corpus", "eval_corpus", "tokenizer"),
+    *("adaptation.target", "auxiliary.corpus", "ewc.corpus", "forgetting.corpus"),
+)
 
 
 def check(folder: Path, config: Settings, *, resume: bool, overwrite: bool) -> None:
@@ -48,7 +52,7 @@ def check(folder: Path, config: Settings, *, resume: bool, overwrite: bool) -> N
         raise FileExistsError(f"{folder} already holds a run; continue it with --resume, or choose another --out")
     else:
         for name in _READ:
-            given = getattr(config, name, None) or ()
+            given = (attrgetter(name)(config) if hasattr(config, name.partition(".")[0]) else None) or ()
             for value in given if isinstance(given, tuple) else (given,):
                 if Path(value).exists() and Path(value).resolve().is_relative_to(folder.resolve()):
                     raise ValueError(f"{name} is {value}, in the folder that --overwrite clears; choose another --out")

@@ -58,11 +58,12 @@ class Result(NamedTuple):
 def run(config: Config, *, say: Callable[[str], None] = print) -> Result:
     """Run (or with `resume` continue) a sweep.
 
-    Raises ValueError for a key, a space or a metric that does not fit, before the first trial; FileExistsError where
-    --out holds something; RuntimeError where no trial came to an end.
+    Raises ValueError for a key or a space that does not fit, before the first trial; FileExistsError where --out holds
+    something; RuntimeError where the first trial has no such metric, or none came to an end.
     """
     try:
         import optuna
+        from optuna.storages.journal import JournalFileBackend
     except ImportError:
         raise RuntimeError("sweep needs Optuna; install it with pip install 'jaxptft[sweep]'") from None
 
@@ -71,7 +72,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Result:
     spaces = _spaces(config, recipe.Config, base)
     _claim(config)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(config.out / _JOURNAL)))
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(config.out / _JOURNAL)))
     metric = config.metric or _usual_metric(config.recipe, base)
     study = optuna.create_study(
         storage=storage,
@@ -97,6 +98,8 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Result:
         metrics = _metrics(recipe.run(build(recipe.Config, values), name=out.name, say=_quiet), "eval")
         for name in _HEAVY:
             shutil.rmtree(out / name, ignore_errors=True)
+        if metric is not None and metric not in metrics and ended():
+            raise ValueError(f"it has no {metric}, as where every prediction is one number")
         name = _named(metric, metrics)
         say(f"trial {trial.number}: {name} {metrics[name]:.4f}  {_shown(chosen)}")
         return metrics[name]
@@ -113,6 +116,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Result:
     if not ended():
         raise RuntimeError(f"none of {attempts} trials came to an end; the last message above says why")
     best = study.best_trial
+    assert best.value is not None
     say(f"best of {len(ended())} trials: {best.value:.4f}  {_shown(best.params)}")
     reruns = _rerun(config, recipe, base, best.params, say)
     _report(config, study, ended(), reruns, say)
@@ -236,7 +240,7 @@ def _usual_metric(recipe: str, base: Mapping[str, Any]) -> str | None:
     """What decides where nothing is said; None for the first that a run reports, of which more is better."""
     if recipe == "pretrain":
         return "pretraining/loss"
-    return "response/loss" if base.get("task") == "response" else None
+    return {"response": "response/loss", "regression": "regression/pearson"}.get(base.get("task", ""))
 
 
 def _lower_is_better(metric: str) -> bool:

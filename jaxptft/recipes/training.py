@@ -82,6 +82,11 @@ class Training:
         )
         self._objectives = _by_stage(objective, self.plan, steps)
         self.objective = self._objectives[0]
+        if self.objective.coupled and config.accumulate > 1:
+            raise ValueError(
+                f"accumulate is {config.accumulate}, but the objective compares the rows of a whole batch with each "
+                "other; leave it out"
+            )
         constants = self.objective.constants
         evaluate_every = config.evaluate_every or min(per_epoch, steps)
         self.schedule = train.Schedule(

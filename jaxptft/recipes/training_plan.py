@@ -30,7 +30,9 @@ def _with_adapters(plan: optim.Plan, params: Params) -> optim.Plan:
     """A plan that is made for any model, for the adapters beside its kernels as for these."""
     known = [path for path in optim.paths(params) if path.startswith("lora/")]
     mirrored = {f"lora/{pattern}": rule for pattern, rule in plan.rules.items()}
-    acting = {pattern: rule for pattern, rule in mirrored.items() if any(optim.matches(pattern, path) for path in known)}
+    acting = {
+        pattern: rule for pattern, rule in mirrored.items() if any(optim.matches(pattern, path) for path in known)
+    }
     return replace(plan, rules={**plan.rules, **acting})
 
 
@@ -51,7 +53,9 @@ def settle(
 
 
 def piece_of(path: str) -> str:
-    """The part of the model that a parameter belongs to: `backbone/layer_3`, or a head."""
+    """The part of the model that a parameter belongs to: `backbone/layer_3`, or a head; `lora/` and it for adapters."""
+    if path.startswith("lora/"):
+        return f"lora/{piece_of(path.removeprefix('lora/'))}"
     names = path.split("/")
     return "/".join(names[:2]) if names[0] == "backbone" else names[0]
 

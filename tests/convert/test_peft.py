@@ -18,7 +18,12 @@ SIZES = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 2, "num_attent
 CASES = {
     "bert": ("BertForSequenceClassification", "classification", "query,value", SIZES),
     "roberta": ("RobertaForSequenceClassification", "classification", "query,value", SIZES | {"pad_token_id": 0}),
-    "modernbert": ("ModernBertForTokenClassification", "token_classification", "qkv,output", SIZES | {"pad_token_id": 0}),
+    "modernbert": (
+        "ModernBertForTokenClassification",
+        "token_classification",
+        "qkv,output",
+        SIZES | {"pad_token_id": 0},
+    ),
     "gpt2": ("GPT2LMHeadModel", "causal_lm", "qkv", {"vocab_size": 30, "n_embd": 8, "n_layer": 2, "n_head": 2}),
 }
 BATCH = {
@@ -34,8 +39,8 @@ def case(request, tmp_path_factory):
     architecture, task, kernels, fields = CASES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(request.param, **({} if task == "causal_lm" else {"num_labels": 3}))
-    config.update(fields | SPECIAL)
+    labels = {} if task == "causal_lm" else {"num_labels": 3}
+    config = transformers.AutoConfig.for_model(request.param, **fields, **SPECIAL, **labels)
     base = getattr(transformers, architecture)(config).eval()
     with torch.no_grad():
         for tensor in base.parameters():

@@ -101,6 +101,13 @@ def test_every_form_gives_the_same_rows(tmp_path, name):
     assert unlabelled.choices == CHOICES
 
 
+@pytest.mark.parametrize("label, right", [(2, 1), ("2", 1), (3, 2), (0, 0)])
+def test_labels_that_come_with_the_choices_go_before_their_numbers(tmp_path, label, right):
+    listed = {"text": ["a", "b", "c"], "label": ["1", "2", "3"]}  # as some of ARC's
+    path = lines(tmp_path / "arc.jsonl", [{"question": "who?", "choices": listed, "answerKey": label}])
+    assert data.read_choices(path).labels.tolist() == [right]
+
+
 def test_what_is_read_for_a_choice_is_as_in_swag_and_race():
     both = data.make_choices(CHOICES, RIGHT, contexts=CONTEXTS, questions=QUESTIONS)
     # transformers' run_swag.py: sent1, and sent2 with the ending; RACE's blank holds the choice.

@@ -137,3 +137,17 @@ def test_training_data_from_splits():
     both = data.read_training_data(datasets.DatasetDict(train=part(*"abcdefgh"), test=part("z")), fraction=0.25)
     assert (len(both.train), len(both.evaluation)) == (6, 2)
     assert data.read_training_data(glue, glue).evaluation.texts == ["c"]
+
+
+def test_a_split_that_is_asked_for_must_be_there(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    only = DatasetDict({"train": Dataset.from_dict({"text": ["a"]})})
+    data.refuse_absent_split(only, None)
+    data.refuse_absent_split(only, "train")
+    assert data.pick_split(only, "test") is None  # the only split, whatever it is called
+    with pytest.raises(ValueError, match="there is no split 'test'; splits found: train"):
+        data.refuse_absent_split(only, "test")
+    (tmp_path / "t.conll").write_text("a O\n")
+    with pytest.raises(ValueError, match=r"t\.conll: there is no split 'test'; splits found: none"):
+        data.refuse_absent_split(tmp_path / "t.conll", "test")

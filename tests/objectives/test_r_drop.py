@@ -64,7 +64,7 @@ def test_value_and_gradient_equal_torch_under_the_same_masks():
 def test_without_dropout_and_in_evaluation_the_loss_is_the_tasks_own():
     plain = classification(linear(0.0))
     (own, (accuracy, _)), (terms, (metrics, _)) = run(plain), run(r_drop(plain, weight=3.0))
-    assert float(terms["r_drop"].total) == 0.0 and float(terms["r_drop"].count) == 3
+    assert (float(terms["r_drop"].total), float(terms["r_drop"].count)) == (0.0, 3.0)
     np.testing.assert_allclose(terms["classification"].value(), own["classification"].value(), rtol=1e-6)
     name = "classification/accuracy"
     np.testing.assert_allclose(metrics[name].value(), accuracy[name].value(), rtol=1e-6)

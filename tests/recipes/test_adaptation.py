@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jaxptft import train
+from jaxptft.recipes import finetune, finetune_run, settings
+
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory):
@@ -50,6 +53,19 @@ def test_importance_alone_weighs_the_rows_of_the_task(target, fine_tune, tmp_pat
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
 
 
+def test_words_of_the_target_change_as_those_of_the_task_do(target, base, tmp_path, quickly):
+    def batch_of(**changes):
+        values = {"out": str(tmp_path), "adaptation": {"target": target, "coral": 1.0}}
+        config = settings.build(finetune.Config, base | values | changes)
+        with quickly():
+            run = finetune_run.FinetuneRun(config, name="", say=lambda line: None, stop=train.StopFlag())
+        return run.batches["train"].batch_at(0)["target"]["input_ids"]
+
+    plain, changed = batch_of(), batch_of(augment={"swap": 0.5})
+    assert (plain != changed).any()
+    np.testing.assert_array_equal(np.sort(plain), np.sort(changed))  # the same words
+
+
 @pytest.mark.parametrize(
     "changes, expected",
     [
@@ -57,6 +73,10 @@ def test_importance_alone_weighs_the_rows_of_the_task(target, fine_tune, tmp_pat
         (["--adaptation.target", "t.csv"], "adaptation needs a target and one of mmd, coral, dann and importance"),
         (["--adaptation.target", "t.csv", "--adaptation.mmd", "1"], "t.csv: there is no such file or folder"),
         (["--adaptation.target", "TARGET", "--adaptation.importance", "--from-scratch"], "compares rows by what was"),
+        (
+            ["--adaptation.target", "TARGET", "--adaptation.mmd", "1", "--accumulate", "2"],
+            "accumulate is 2, but the objective compares the rows of a whole batch with each other; leave it out",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -130,6 +130,12 @@ def test_a_run_goes_on_where_it_was_and_does_not_ask_its_teacher_again(
         assert found[name].tobytes() == tensor.tobytes(), name
 
 
+def test_texts_whose_words_change_are_answered_anew(distilled, tmp_path, config):
+    distilled(tmp_path / "run", steps=1, augment={"deletion": 0.5})
+    with pytest.raises(ValueError, match="teacher_logits cannot be cached where the training texts change; leave it"):
+        distill.run(config(tmp_path / "kept", augment={"deletion": 0.5}, teacher_logits="cached"))
+
+
 def test_inner_layers_of_another_model_with_masked_tokens_beside(
     distilled, tmp_path, lines, lines_of, tensors_of, make_model
 ):

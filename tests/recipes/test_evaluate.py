@@ -94,3 +94,15 @@ def test_of_several_splits_the_validation_split_is_read_unless_another_is_named(
     ).save_to_disk(str(tmp_path / "saved"))
     assert "2 rows from" in command("evaluate", finished.out, "--data", tmp_path / "saved").out
     assert "3 rows from" in command("evaluate", finished.out, "--data", tmp_path / "saved", "--split", "test").out
+
+
+def test_what_only_a_fine_tuning_or_another_task_decides_is_refused(finished, files, refused):
+    given = ("evaluate", finished.out, "--data", files.dev)
+    assert "tags is scheme='IOB1', and classification has no use for it" in refused(*given, "--tags.scheme", "IOB1")
+    assert "tags.learn and tags.label_all_pieces are of a fine-tuning" in refused(*given, "--tags.learn", "IOB2")
+    assert "dev.csv: there is no split 'test'; splits found: none" in refused(*given, "--split", "test")
+
+
+def test_a_model_of_several_numbers_is_refused(make_model, files, refused, tmp_path):
+    several = make_model(tmp_path / "m", "BertForSequenceClassification", num_labels=3, problem_type="regression")
+    assert "gives 3 numbers a text; regression is of one" in refused("evaluate", several, "--data", files.dev)

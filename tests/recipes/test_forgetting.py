@@ -271,13 +271,14 @@ def test_the_folders_compared_afterwards_give_the_same(watched, tuning, held, co
         assert after["pretraining_loss"][moment] == pytest.approx(during["pretraining_loss"][moment], rel=1e-5)
 
 
-def test_it_changes_nothing_else(watched, tuning, fine_tune, lines_of, tmp_path):
-    plain = fine_tune(tmp_path / "plain", steps=3, **tuning)
+def test_measuring_changes_nothing_else_and_may_wait_for_the_end(watched, tuning, asked, fine_tune, lines_of, tmp_path):
+    plain = fine_tune(tmp_path / "plain", steps=3, forgetting=asked | {"every": "run"}, **tuning)
     (line,), lines = lines_of(plain.out, "evaluation"), lines_of(watched.out, "evaluation")
     assert line == {name: value for name, value in lines[0].items() if not name.startswith("forgetting/")}
-    assert not (plain.out / "forgetting.png").exists()
-    assert "forgetting" not in json.loads((plain.out / "report.json").read_text())
-    assert "forgetting" not in plain.said
+    report = json.loads((plain.out / "report.json").read_text())
+    assert report["best_step"] == 3
+    assert report["forgetting"]["pretraining_loss"]["after"] == lines[0]["forgetting/pretraining_loss"]
+    assert (plain.out / "forgetting.png").exists()
 
 
 def test_a_resumed_run_logs_the_same_lines(watched, tuning, asked, fine_tune, command, tmp_path):
@@ -300,14 +301,12 @@ def test_other_held_text_on_resume_is_refused(watched, held, refused, tmp_path):
         held.write_text(text)
 
 
-def test_a_causal_model_once_for_the_run(pair, asked, fine_tune, lines_of, tmp_path):
-    folder = pair("gpt2").before
+def test_a_causal_model_needs_no_head(pair, flags, refused, tmp_path):
+    folder, empty = pair("gpt2").before, tmp_path / "empty.txt"
     assert (can_have(folder, "mlm"), can_have(pair("bert").before, "mlm")) == (False, True)
-    result = fine_tune(tmp_path / "run", model=str(folder), steps=1, forgetting=asked | {"every": "run"})
-    assert not any("forgetting/drift" in line for line in lines_of(result.out, "evaluation"))
-    found = json.loads((result.out / "report.json").read_text())["forgetting"]
-    assert found["pretraining_loss"]["objective"] == "next_token"
-    assert all(layer["drift"] > 0 for layer in found["layers"])
+    empty.write_text("")
+    complaint = refused("finetune", *flags, "--model", folder, "--forgetting.corpus", empty)
+    assert "empty.txt: there is no text in the corpus" in complaint
 
 
 def test_other_architectures_are_refused(pair, encoder, held, refused):

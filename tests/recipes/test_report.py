@@ -60,6 +60,14 @@ def test_what_is_saved_reads_back(scored, tmp_path):
     assert (tmp_path / "confusion_eval.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_baseline_may_lack_a_number(tmp_path):
+    run = reports.Report({"regression/pearson": 0.5, "regression/mse": 1.0}, "")
+    constant = reports.Report({"regression/mse": 2.0}, "")  # which has no correlation
+    reports.save_report(tmp_path, {"eval": run}, {})
+    lines = reports.add_baseline(tmp_path, {"eval": run}, {"eval": constant}, name="from scratch")
+    assert [line.split()[2:] for line in lines[1:]] == [["0.5000", "-"], ["1.0000", "2.0000"]]
+
+
 def test_a_class_may_be_called_anything(tmp_path):
     names = ("$\\frac{$", "a_b^c", "two\nlines", "")
     report = metrics_of.classification_report(np.eye(4), np.arange(4), names)

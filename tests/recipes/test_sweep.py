@@ -98,6 +98,13 @@ def test_every_trial_is_a_run_and_the_best_is_the_best_of_them(searched):
     assert any(line.startswith("best of 3 trials") for line in said)
 
 
+def test_what_decides_where_nothing_is_said():
+    assert sweep._usual_metric("finetune", {}) is None  # the first of the report
+    assert sweep._usual_metric("finetune", {"task": "regression"}) == "regression/pearson"  # which may be undefined
+    assert sweep._usual_metric("finetune", {"task": "response"}) == "response/loss"
+    assert sweep._usual_metric("pretrain", {}) == "pretraining/loss"
+
+
 def test_the_best_values_are_run_again_with_other_seeds_and_the_test_rows(searched):
     config, result, _ = searched
     seeds, accuracies = set(), []

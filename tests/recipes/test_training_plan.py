@@ -45,6 +45,18 @@ def test_all_settings_hold_together():
     assert training_plan.count_trainable(TREE, biases.mask(10)) == 6
 
 
+def test_adapters_go_by_the_rules_of_their_layers():
+    adapter = {"kernel": {"a": jnp.zeros(2), "b": jnp.zeros(2)}}
+    params = TREE | {"lora": {"backbone": {"layer_0": adapter, "layer_1": adapter}}}
+    trainable = optim.trainable_mask(params, "backbone/**")
+    chosen = settings.build(PlanSettings, {"layer_decay": 0.5, "unfreeze": {"every": 10}})
+    table = training_plan.settle(chosen, params, trainable, multipliers={}, steps=100)
+    assert table.rules["lora/backbone/layer_1/kernel/a"] == optim.Rule(rate=0.25, unfreeze=10)  # 0.5^2, by hand
+    assert table.rules["lora/backbone/layer_0/kernel/b"] == optim.Rule(rate=0.125, unfreeze=20)
+    assert table.rules["backbone/layer_1/kernel"] is None
+    assert training_plan.unfrozen_at(table, 20) == ["lora/backbone/layer_0"]
+
+
 @pytest.mark.parametrize(
     "values, expected",
     [

@@ -55,14 +55,18 @@ def test_it_is_the_mean_of_squared_gradients_of_single_valid_rows(small, fisher)
     squares = []
     for number in np.flatnonzero(small.batch["valid"]):
         (row,) = rows_of(small.batch, slice(number, number + 1))
-        gradient = jax.grad(lambda params, row=row: small.objective.loss(params, row, context)[0]["classification"].total)
+        gradient = jax.grad(
+            lambda params, row=row: small.objective.loss(params, row, context)[0]["classification"].total
+        )
         squares.append(jax.tree.map(np.square, gradient(small.params)))
     assert len(squares) == 11
     close(fisher, jax.tree.map(lambda *leaves: np.mean(leaves, 0), *squares))
 
 
 def test_it_equals_torchs_per_example_gradients(small, fisher):
-    kernel, head = (torch.tensor(small.params[name]["kernel"], requires_grad=True) for name in ("backbone", "classifier"))
+    kernel, head = (
+        torch.tensor(small.params[name]["kernel"], requires_grad=True) for name in ("backbone", "classifier")
+    )
     squares = []
     for number in np.flatnonzero(small.batch["valid"]):
         logits = torch.tanh(torch.tensor(small.batch["x"][number]) @ kernel) @ head

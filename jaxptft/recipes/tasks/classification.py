@@ -9,7 +9,16 @@ from jaxptft import data, models, objectives
 from jaxptft.recipes.metrics.classification import classification_metrics, classification_report
 from jaxptft.recipes.report import Report
 from jaxptft.recipes.tasks.contract import Predictions
-from jaxptft.recipes.tasks.settings import Columns
+from jaxptft.recipes.tasks.labelled_rows import (
+    answers_of,
+    lines,
+    logits_of,
+    read_asked,
+    read_tables,
+    say_rows,
+    training_options,
+)
+from jaxptft.recipes.tasks.options import balanced_classes, chosen_weights, refuse_unused
 from jaxptft.recipes.tasks.splits import batch_splits
 
 if TYPE_CHECKING:
@@ -32,28 +41,17 @@ class Classification:
             "macro_f1": ("classification/macro_f1", True),
             "loss": ("classification/loss", False),
         }
-        columns = columns_of(config.columns)
-        sources = data.read_training_data(
-            config.train, config.eval, columns=columns, seed=config.seed, on_bad_row=config.on_bad_row
-        )
-        self.names: tuple[str, ...] = sources.train.names
+        refuse_unused(config, "classification")
+        tables, origin = read_tables(config, data.OneClass())
+        self.names: tuple[str, ...] = tables["train"].names
         self.classes = len(self.names)
-        tables = {"train": sources.train, "eval": sources.evaluation}
-        if config.test is not None:
-            tables["test"] = data.read_table(
-                config.test,
-                columns=columns,
-                names=self.names,
-                on_bad_row=config.on_bad_row,
-                split=data.pick_split(config.test, "test"),
-            )
-        self.labels = {split: _labels(table) for split, table in tables.items()}
+        self.labels = {split: answers_of(table) for split, table in tables.items()}
         self.batches, self.facts = batch_splits(
             config,
             tables,
             tokenizer=tokenizer,
             devices=devices,
-            origins={"eval": sources.origin},
+            origins={"eval": origin},
             options=self._batch_options(config),
             say=say,
         )
@@ -64,21 +62,14 @@ class Classification:
         options: dict[str, dict[str, Any]] = {
             split: {"labels": labels, "classes": self.classes} for split, labels in self.labels.items()
         }
-        if config.sampling == "balanced":
-            options["train"]["weights"] = data.balanced_weights(self.labels["train"])
+        options["train"] |= training_options(config, self.labels["train"])
         return options
 
     def _class_weights(self, config: "finetune.Config") -> list[float] | None:
-        if config.weights_by_class:
-            if config.class_weights != "none":
-                raise ValueError("both class_weights and weights_by_class are given; give one")
-            if unknown := sorted(set(config.weights_by_class) - set(self.names)):
-                raise ValueError(f"weights_by_class names {unknown[0]!r}; expected classes: {', '.join(self.names)}")
-            return [config.weights_by_class.get(name, 1.0) for name in self.names]
-        if config.class_weights == "none":
-            return None
-        counts = np.bincount(self.labels["train"], minlength=self.classes)
-        return [float(counts.sum() / (len(counts) * max(count, 1))) for count in counts]
+        given = chosen_weights(config, self.names, "classes")
+        if given is not None or config.class_weights == "none":
+            return given
+        return balanced_classes(np.bincount(self.labels["train"], minlength=self.classes).tolist())
 
     def objective(self, model: models.Model) -> objectives.Objective:
         return objectives.classification(model, label_smoothing=self._smoothing, class_weights=self._weights)
@@ -106,20 +97,6 @@ def read(
     return Classification(config, tokenizer=tokenizer, devices=devices, say=say)
 
 
-def columns_of(columns: Columns, id: str | None = None) -> data.Columns:
-    return data.Columns(columns.text, columns.pair, columns.label, id=id)
-
-
-def row_namer(table: data.Table) -> Callable[[int], str]:
-    """Words for an example's number: its place in the source."""
-    return lambda index: f"{table.source}, row {table.rows[index]}"
-
-
-def _labels(table: data.Table) -> np.ndarray:
-    assert table.labels is not None
-    return table.labels
-
-
 def logits(
     opened: "Opened",
     table: data.Table,
@@ -129,10 +106,8 @@ def logits(
     say: Say = print,
 ) -> np.ndarray:
     """The logits of each row [rows, classes], in the order of the rows."""
-    model = opened.model("classification", classes=len(opened.names))
-    batches = opened.batches(table, batch_size=batch_size, max_length=max_length, say=say)
-    found = opened.predictions(objectives.classification(model), batches, name_row=row_namer(table))
-    return found["logits"]
+    options: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length, "say": say}
+    return logits_of(opened, table, objectives.classification, classes=len(opened.names), **options)
 
 
 def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
@@ -140,35 +115,21 @@ def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iter
     `probabilities` by class."""
     from scipy.special import softmax
 
-    table = data.read_table(
-        request.data,
-        columns=columns_of(request.columns, request.id),
-        labelled=False,
-        on_bad_row=request.on_bad_row,
-        split=data.pick_split(request.data, request.split),
-    )
+    table = read_asked(request)
     found = logits(opened, table, batch_size=request.batch_size, max_length=request.max_length, say=say)
-    probabilities = softmax(found.astype("float64"), axis=-1)
     if table.report.skipped:
         say(f"{table.report.skipped} bad rows skipped")
-    keys = table.keys or [None] * len(table)
-    for row, key, values in zip(table.rows.tolist(), keys, probabilities, strict=True):
+
+    def answer(values: np.ndarray) -> dict[str, Any]:
         by_name = {name: round(float(p), 6) for name, p in zip(opened.names, values, strict=True)}
-        line = {"row": row} | ({} if key is None else {"id": key})
-        yield line | {"label": opened.names[int(values.argmax())], "probabilities": by_name}
+        return {"label": opened.names[int(values.argmax())], "probabilities": by_name}
+
+    return lines(table, map(answer, softmax(found.astype("float64"), axis=-1)))
 
 
 def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Report:
     """Accuracy, F1 and the confusion matrix; each row counts exactly once."""
-    table = data.read_table(
-        request.data,
-        columns=columns_of(request.columns),
-        names=opened.names,
-        on_bad_row=request.on_bad_row,
-        split=data.pick_split(request.data, request.split),
-    )
+    table = read_asked(request, target=data.OneClass(), names=opened.names)
     found = logits(opened, table, batch_size=request.batch_size, max_length=request.max_length, say=say)
-    report = classification_report(found, _labels(table), opened.names)
-    skipped = f", {table.report.skipped} skipped" if table.report.skipped else ""
-    say(f"{len(table)} rows from {table.source}{skipped}")
-    return report
+    say_rows(table, say)
+    return classification_report(found, answers_of(table), opened.names)

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxptft import data, objectives
 from jaxptft.data.targets import Target
-from jaxptft.recipes.tasks.classification import columns_of, row_namer
+from jaxptft.recipes.tasks.settings import Columns
 from jaxptft.recipes.training import Batches
 
 if TYPE_CHECKING:
@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from jaxptft.recipes.inference import Opened
 
 Say = Callable[[str], None]
+
+
+def columns_of(columns: Columns, id: str | None = None) -> data.Columns:
+    return data.Columns(columns.text, columns.pair, columns.label, id=id)
+
+
+def row_namer(table: data.Table) -> Callable[[int], str]:
+    """Words for an example's number: its place in the source."""
+    return lambda index: f"{table.source}, row {table.rows[index]}"
 
 
 def read_tables(config: "finetune.Config", target: Target) -> tuple[dict[str, data.Table], str]:
@@ -72,15 +81,16 @@ def read_asked(request: Any, *, target: Target | None = None, names: Sequence[st
 def logits_of(
     opened: "Opened",
     table: data.Table,
-    request: Any,
     objective: Callable[[Any], objectives.Objective],
     *,
     classes: int,
+    batch_size: int,
+    max_length: int | None,
     say: Say,
 ) -> np.ndarray:
     """What the model says of each row, in their order; FloatingPointError, naming the row, where that is not finite."""
     model = opened.model("classification", classes=classes)
-    batches = opened.batches(table, batch_size=request.batch_size, max_length=request.max_length, say=say)
+    batches = opened.batches(table, batch_size=batch_size, max_length=max_length, say=say)
     return opened.predictions(objective(model), batches, name_row=row_namer(table))["logits"]
 
 

@@ -24,6 +24,7 @@ from jaxptft.recipes.tasks.labelled_rows import (
     say_rows,
     training_options,
 )
+from jaxptft.recipes.tasks.options import chosen_weights, refuse_unused
 from jaxptft.recipes.tasks.settings import MultiLabel
 from jaxptft.recipes.tasks.splits import batch_splits
 
@@ -52,8 +53,7 @@ class MultiLabelTask:
             "subset_accuracy": ("multi_label/subset_accuracy", True),
             "loss": ("multi_label/loss", False),
         }
-        if config.label_smoothing:
-            raise ValueError(f"label_smoothing is {config.label_smoothing}, and multi_label has none; leave it out")
+        refuse_unused(config, "multi_label")
         tables, origin = read_tables(config, target_of(config.labels))
         self.names: tuple[str, ...] = tables["train"].names
         self.classes = len(self.names)
@@ -74,17 +74,13 @@ class MultiLabelTask:
         self._weights = self._positive_weights(config)
 
     def _positive_weights(self, config: "finetune.Config") -> list[float] | None:
-        """Given by label, or balanced: as if half of the training rows had each label."""
-        if config.weights_by_class:
-            if config.class_weights != "none":
-                raise ValueError("both class_weights and weights_by_class are given; give one")
-            if unknown := sorted(set(config.weights_by_class) - set(self.names)):
-                raise ValueError(f"weights_by_class names {unknown[0]!r}; expected labels: {', '.join(self.names)}")
-            return [config.weights_by_class.get(name, 1.0) for name in self.names]
-        if config.class_weights == "none":
-            return None
-        having = self.truth["train"].sum(0)
-        return [float((len(self.truth["train"]) - count) / max(count, 1)) for count in having]
+        """Given by label, or balanced: as if half of the training rows had each label, of those that some rows have and
+        others have not."""
+        given = chosen_weights(config, self.names, "labels")
+        if given is not None or config.class_weights == "none":
+            return given
+        rows, having = len(self.truth["train"]), self.truth["train"].sum(0).tolist()
+        return [(rows - count) / count if 0 < count < rows else 1.0 for count in having]
 
     def objective(self, model: models.Model) -> objectives.Objective:
         return objectives.multi_label(model, positive_weights=self._weights)
@@ -122,7 +118,8 @@ def target_of(labels: MultiLabel) -> data.LabelSet:
 def _logits(opened: "Opened", table: data.Table, request: Any, say: Say) -> np.ndarray:
     if len(opened.names) < 2:
         raise ValueError(f"{opened.source} has {len(opened.names)} label; multi_label needs two")
-    return logits_of(opened, table, request, objectives.multi_label, classes=len(opened.names), say=say)
+    options: dict[str, Any] = {"batch_size": request.batch_size, "max_length": request.max_length, "say": say}
+    return logits_of(opened, table, objectives.multi_label, classes=len(opened.names), **options)
 
 
 def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:

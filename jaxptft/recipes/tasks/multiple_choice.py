@@ -8,7 +8,7 @@ import numpy as np
 from jaxptft import data, models, objectives
 from jaxptft.recipes.report import Report
 from jaxptft.recipes.tasks.contract import Predictions
-from jaxptft.recipes.tasks.options import refuse_options
+from jaxptft.recipes.tasks.options import refuse_unused
 from jaxptft.recipes.tasks.settings import Columns
 from jaxptft.recipes.tasks.splits import batch_options, describe, fit_widths
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from jaxptft.recipes.inference import Opened
 
 Say = Callable[[str], None]
-UNUSED = ("class_weights", "weights_by_class", "sampling", "augment", "labels")
 MONITORS = {"accuracy": ("multiple_choice/accuracy", True), "loss": ("multiple_choice/loss", False)}
 
 
@@ -31,7 +30,7 @@ class MultipleChoice:
     names: tuple[str, ...] | None = None
 
     def __init__(self, config: "finetune.Config", *, tokenizer: Any, devices: int, say: Say):
-        refuse_options(config, UNUSED, task="multiple_choice")
+        refuse_unused(config, "multiple_choice")
         self.fields: dict[str, Any] = {}
         self.monitors = MONITORS
         columns = columns_of(config.columns)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxptft.recipes import finetune
+    from jaxptft.recipes import evaluate, finetune
 
 _TEXTS = ("classification", "multi_label", "regression")  # tasks with one answer for a whole text, or pair of texts
 _CLASSES = ("classification", "multi_label", "token_classification")
@@ -33,15 +33,17 @@ _OF_TASKS: Mapping[str, Sequence[str]] = {
 }
 
 
-def refuse_unused(config: "finetune.Config", task: str) -> None:
-    """Raise ValueError where a value that only other tasks have a use for is not its default."""
+def refuse_unused(config: "finetune.Config | evaluate.Config", task: str) -> None:
+    """Raise ValueError where a value that only other tasks have a use for is not its default.
+
+    The config is one of `finetune`, or of `evaluate`, which has some of these values alone.
+    """
     for key, tasks in _OF_TASKS.items():
-        if task in tasks:
+        first, _, rest = key.partition(".")
+        if task in tasks or not hasattr(config, first):
             continue
-        group: Any = config
-        *groups, name = key.split(".")
-        for part in groups:
-            group = getattr(group, part)
+        group: Any = getattr(config, first) if rest else config
+        name = rest or first
         value = getattr(group, name)
         if value != type(group).model_fields[name].get_default(call_default_factory=True):
             raise ValueError(f"{key} is {_shown(value)}, and {task} has no use for it; leave it out")
@@ -50,12 +52,15 @@ def refuse_unused(config: "finetune.Config", task: str) -> None:
 def chosen_weights(config: "finetune.Config", names: Sequence[str], kind: str) -> list[float] | None:
     """`weights_by_class` in the order of the names, which are of `kind` (classes, labels, tags); None where none are.
 
-    Raises ValueError for a name that is none of them, and where `class_weights` is given too.
+    Raises ValueError for a name that is none of them, a negative weight, and where `class_weights` is given too.
     """
     if not config.weights_by_class:
         return None
     if config.class_weights != "none":
         raise ValueError("both class_weights and weights_by_class are given; give one")
+    if negative := [name for name, weight in config.weights_by_class.items() if weight < 0]:
+        weight = config.weights_by_class[negative[0]]
+        raise ValueError(f"weights_by_class has {weight} for {negative[0]!r}; expected 0 or more")
     if unknown := sorted(set(config.weights_by_class) - set(names)):
         raise ValueError(f"weights_by_class names {unknown[0]!r}; expected {kind}: {', '.join(names)}")
     return [config.weights_by_class.get(name, 1.0) for name in names]

@@ -9,7 +9,7 @@ from jaxptft import data, models, objectives
 from jaxptft.recipes.metrics.answers import Decoded, best_over, best_threshold, decode, probabilities
 from jaxptft.recipes.report import Report
 from jaxptft.recipes.tasks.contract import Predictions
-from jaxptft.recipes.tasks.options import refuse_options
+from jaxptft.recipes.tasks.options import refuse_unused
 from jaxptft.recipes.tasks.settings import Answers, Columns
 from jaxptft.recipes.tasks.splits import batch_options, describe, fit_widths
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from jaxptft.recipes.inference import Opened
 
 Say = Callable[[str], None]
-UNUSED = ("class_weights", "weights_by_class", "sampling", "augment", "labels")
 MONITORS = {
     "f1": ("question_answering/f1", True),
     "exact_match": ("question_answering/exact_match", True),
@@ -37,7 +36,7 @@ class QuestionAnswering:
     names: tuple[str, ...] | None = None
 
     def __init__(self, config: "finetune.Config", *, tokenizer: Any, devices: int, say: Say):
-        refuse_options(config, UNUSED, task="question_answering")
+        refuse_unused(config, "question_answering")
         self.fields: dict[str, Any] = {}
         self.monitors = MONITORS
         columns = columns_of(config.columns)

@@ -10,6 +10,7 @@ from jaxptft.recipes.metrics.regression import regression_metrics, regression_re
 from jaxptft.recipes.report import Report
 from jaxptft.recipes.tasks.contract import Predictions
 from jaxptft.recipes.tasks.labelled_rows import answers_of, lines, logits_of, read_asked, read_tables, say_rows
+from jaxptft.recipes.tasks.options import refuse_unused
 from jaxptft.recipes.tasks.splits import batch_splits
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Regression:
             "mse": ("regression/mse", False),
             "loss": ("regression/loss", False),
         }
-        _refuse_class_options(config)
+        refuse_unused(config, "regression")
         tables, origin = read_tables(config, data.Number())
         self.targets = {split: answers_of(table) for split, table in tables.items()}
         held = self.targets["eval"]
@@ -67,15 +68,6 @@ class Regression:
         return regression_report(predictions["logits"][:, 0], self.targets[split])
 
 
-_CLASS_OPTIONS = {"class_weights": "none", "weights_by_class": {}, "label_smoothing": 0.0, "sampling": "plain"}
-
-
-def _refuse_class_options(config: "finetune.Config") -> None:
-    for name, default in _CLASS_OPTIONS.items():
-        if getattr(config, name) != default:
-            raise ValueError(f"{name} is {getattr(config, name)!r}, and regression has no classes; leave it out")
-
-
 def read(
     config: "finetune.Config",
     *,
@@ -91,10 +83,15 @@ def read(
     return Regression(config, tokenizer=tokenizer, devices=devices, names=names, say=say)
 
 
+def _scores(opened: "Opened", table: data.Table, request: Any, say: Say) -> np.ndarray:
+    options: dict[str, Any] = {"batch_size": request.batch_size, "max_length": request.max_length, "say": say}
+    return logits_of(opened, table, objectives.regression, classes=1, **options)[:, 0]
+
+
 def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
     """`row` (its line or number in the source), the value of the id column where one is named, and `score`."""
     table = read_asked(request)
-    scores = logits_of(opened, table, request, objectives.regression, classes=1, say=say)[:, 0]
+    scores = _scores(opened, table, request, say)
     if table.report.skipped:
         say(f"{table.report.skipped} bad rows skipped")
     return lines(table, ({"score": score} for score in scores.tolist()))
@@ -103,6 +100,6 @@ def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iter
 def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Report:
     """Correlations and errors; each row counts exactly once."""
     table = read_asked(request, target=data.Number())
-    predicted = logits_of(opened, table, request, objectives.regression, classes=1, say=say)[:, 0]
+    predicted = _scores(opened, table, request, say)
     say_rows(table, say)
     return regression_report(predicted, answers_of(table))

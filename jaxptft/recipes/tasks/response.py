@@ -10,6 +10,8 @@ import numpy as np
 from jaxptft import data, models, objectives
 from jaxptft.recipes.report import Report
 from jaxptft.recipes.tasks.contract import Predictions
+from jaxptft.recipes.tasks.labelled_rows import row_namer, say_rows
+from jaxptft.recipes.tasks.options import refuse_unused
 from jaxptft.recipes.tasks.splits import batch_options, describe, fit_widths
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ class ResponseTask:
     """Prompts and responses; see `contract.Task`."""
 
     def __init__(self, config: "finetune.Config", *, tokenizer: Any, architecture: Any, devices: int, say: Say):
+        refuse_unused(config, "response")
         if not isinstance(architecture, models.Gpt2Config):
             raise ValueError(f"{config.model} is no causal language model, which response needs; choose a GPT-2")
         self.model_task, self.head, self.classes, self.names = "causal_lm", None, None, None
@@ -118,8 +121,10 @@ def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Rep
     tokens = data.dialogue_tokens(table, opened.tokenizer, opened.longest(request.max_length), separator=separator)
     if tokens.truncated:
         say(f"{tokens.truncated} of {len(table)} rows are longer than {tokens.max_length} tokens and were cut")
+    say_rows(table, say)
     batches = data.Batches(tokens, batch_size=request.batch_size, shuffle=False, multiple_of=opened.devices)
-    return response_report(opened.predictions(objectives.response(opened.model("causal_lm")), batches))
+    objective = objectives.response(opened.model("causal_lm"))
+    return response_report(opened.predictions(objective, batches, name_row=row_namer(table)))
 
 
 def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
@@ -137,9 +142,14 @@ def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iter
     separator = opened.settled.get("separator", "\n")
     prompts = data.encode_prompts(table.texts, opened.tokenizer, separator=separator)
     # Half of the positions at least are the response's: a longer prompt loses its beginning, as in training.
-    positions, longest = opened.config.max_length, max(map(len, prompts))
+    positions = opened.config.max_length if request.max_length is None else opened.longest(request.max_length)
+    longest = max(map(len, prompts))
     new = min(request.max_new_tokens, max(positions - longest, positions // 2))
     room = positions - new
+    if cut := sum(len(ids) > room for ids in prompts):
+        say(f"{cut} of {len(table)} prompts are longer than {room} tokens and were cut")
+    if table.report.skipped:
+        say(f"{table.report.skipped} bad rows skipped")
     end = opened.tokenizer.eos_token_id
     write = jax.jit(
         partial(

@@ -9,7 +9,7 @@ from jaxptft import data, models, objectives
 from jaxptft.recipes.metrics.spans import tagging_metrics, tagging_report
 from jaxptft.recipes.report import Report
 from jaxptft.recipes.tasks.contract import Predictions
-from jaxptft.recipes.tasks.options import refuse_options
+from jaxptft.recipes.tasks.options import balanced_classes, chosen_weights, refuse_unused
 from jaxptft.recipes.tasks.settings import Columns
 from jaxptft.recipes.tasks.splits import batch_options, fit_widths
 
@@ -28,7 +28,7 @@ class TokenClassification:
     def __init__(
         self, config: "finetune.Config", *, tokenizer: Any, devices: int, checkpoint_names: list[str] | None, say: Say
     ):
-        refuse_options(config, ("sampling", "augment"), task="token_classification")
+        refuse_unused(config, "token_classification")
         self.model_task, self.head = "token_classification", "token_classifier"
         self.fields: dict[str, Any] = {}
         rows, origin = _read_splits(config)
@@ -70,17 +70,11 @@ class TokenClassification:
         self._weights = self._class_weights(config)
 
     def _class_weights(self, config: "finetune.Config") -> list[float] | None:
-        if config.weights_by_class:
-            if config.class_weights != "none":
-                raise ValueError("both class_weights and weights_by_class are given; give one")
-            if unknown := sorted(set(config.weights_by_class) - set(self.names)):
-                raise ValueError(f"weights_by_class names {unknown[0]!r}; expected tags: {', '.join(self.names)}")
-            return [config.weights_by_class.get(name, 1.0) for name in self.names]
-        if config.class_weights == "none":
-            return None
+        given = chosen_weights(config, self.names, "tags")
+        if given is not None or config.class_weights == "none":
+            return given
         labels = self.tagged["train"].labels
-        counts = np.bincount(labels[labels >= 0], minlength=self.classes)
-        return [float(counts.sum() / (len(counts) * max(count, 1))) for count in counts]
+        return balanced_classes(np.bincount(labels[labels >= 0], minlength=self.classes).tolist())
 
     def objective(self, model: models.Model) -> objectives.Objective:
         return objectives.token_classification(

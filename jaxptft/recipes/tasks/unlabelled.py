@@ -9,8 +9,8 @@ import numpy as np
 from jaxptft import data, objectives
 from jaxptft.recipes.metrics.classification import classification_metrics, classification_report
 from jaxptft.recipes.report import Report
-from jaxptft.recipes.tasks.classification import columns_of
 from jaxptft.recipes.tasks.contract import Predictions
+from jaxptft.recipes.tasks.labelled_rows import columns_of
 from jaxptft.recipes.tasks.splits import batch_splits
 from jaxptft.recipes.training import Batches
 

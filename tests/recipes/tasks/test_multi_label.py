@@ -98,6 +98,9 @@ def test_what_the_options_come_to(learnt, sets):
     balanced = made(class_weights="balanced", sampling="plain")
     np.testing.assert_allclose(balanced._weights, (~having).sum(0) / having.sum(0))
     assert balanced.batches["train"].weights is None
+    balanced.truth["train"] = np.array([[True, True, False], *[[True, False, False]] * 3])
+    config = learnt.config.model_copy(update={"class_weights": "balanced"})
+    assert balanced._positive_weights(config) == [1.0, 3.0, 1.0]  # all rows have the first, and none the last
     given = made(weights_by_class={"prose": 3.0}, labels=MultiLabel(delimiter="|"))
     assert given._weights == [1.0, 1.0, 3.0]
     np.testing.assert_allclose(given.batches["train"].weights, data.balanced_weights(having))
@@ -142,7 +145,7 @@ def test_what_does_not_fit_is_refused(flags, refused, sets, learnt, csv_file, tm
         own = ("--task", "multi_label", "--labels.delimiter", "|", "--train", sets["train"], "--eval", sets["eval"])
         return refused("finetune", *flags, *own, *more)
 
-    assert "label_smoothing is 0.1, and multi_label has none" in complaint("--label-smoothing", "0.1")
+    assert "label_smoothing is 0.1, and multi_label has no use for it" in complaint("--label-smoothing", "0.1")
     weights = ("--weights-by-class", "fame", "2.0")
     assert "weights_by_class names 'fame'; expected labels: blame, praise, prose" in complaint(*weights)
     both = ("--weights-by-class", "blame", "2.0", "--class-weights", "balanced")

@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_refused(flags, refused, numbers, csv_file, tmp_pat
     label = ("--train", numbers["train"], "--eval", numbers["eval"], "--columns.label", "score_of_film")
     assert "row 2, column 'label': is 'p" in complaint() or "row 2, column 'label': is 'n" in complaint()
     for flag, value in (("--class-weights", "balanced"), ("--label-smoothing", "0.1"), ("--sampling", "balanced")):
-        assert "and regression has no classes; leave it out" in complaint(*label, flag, value)
+        assert "and regression has no use for it; leave it out" in complaint(*label, flag, value)
     assert "monitor is 'accuracy'; regression has pearson, spearman, mse, loss" in complaint(
         *label, "--monitor", "accuracy"
     )

@@ -58,6 +58,14 @@ def test_a_taught_model_answers(taught, dialogue, command, tmp_path):
     assert lines[1] == {"row": 3, "prompt": "what says the dog", "response": "the dog says woof"}
 
 
+def test_prompts_and_responses_fit_the_length_that_is_asked_for(taught, dialogue, command, tmp_path):
+    told = command("predict", taught.out, "--data", dialogue, "--out", tmp_path / "out.jsonl", "--max-length", "6")
+    assert told.status == 0, told.err
+    assert "24 of 24 prompts are longer than 3 tokens and were cut" in told.out  # half of 6 are the response's
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert max(len(line["response"].split()) for line in lines) <= 3
+
+
 def test_its_loss_is_that_of_torch_on_the_responses_alone(taught, command, dialogue, tmp_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(taught.out / "model").eval()
     losses, count = 0.0, 0
