@@ -40,6 +40,7 @@ _EXPECTED = {  # what would change the sum W + scale * a b, and is not read
     "alpha_pattern": ({}, None),
     "layer_replication": (None,),
     "target_parameters": (None, []),
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal", None),  # others start from a changed W
 }
 
 
@@ -143,6 +144,9 @@ def load_adapter(folder: str | Path, checkpoint: Checkpoint, *, head: str | None
     for name, expected in _EXPECTED.items():
         if fields.get(name, expected[-1]) not in expected:
             raise ValueError(f"{source / CONFIG}: {name} is {fields[name]!r}; only {expected[0]!r} is read")
+    for name in ("r", "lora_alpha"):
+        if not isinstance(fields.get(name), int | float):
+            raise ValueError(f"{source / CONFIG}: {name} is {fields.get(name)!r}; expected a number")
     if not (source / WEIGHTS).is_file():
         raise FileNotFoundError(f"{source / WEIGHTS} does not exist")
     tensors = read_safetensors(source / WEIGHTS)

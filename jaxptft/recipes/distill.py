@@ -67,6 +67,8 @@ class Config(finetune.Config):
     def _fits(self) -> "Config":
         if self.model:
             raise ValueError("a distillation has no model, but a student; give that")
+        if self.baseline != "none":
+            raise ValueError("baseline is of a fine-tuning, and the teacher stands beside a student; leave it out")
         if not (self.soft or self.hidden or self.attention or self.relation):
             raise ValueError("soft, hidden, attention and relation are all 0, so nothing is distilled; give one")
         if self.student.startswith("layers:"):
@@ -83,6 +85,8 @@ class Config(finetune.Config):
             default = type(self).model_fields[name].get_default(call_default_factory=True)
             if getattr(self, name) != default:
                 raise ValueError(f"{name} does not go with unlabelled; leave it out")
+        if self.adaptation.importance:
+            raise ValueError("adaptation.importance weighs labelled rows, and they are unlabelled; leave it out")
         return self
 
 

@@ -126,6 +126,10 @@ class DistillRun(FinetuneRun):
         return [*super()._additions(), Addition("distill", 1.0, self._distillation, reads="task")]
 
     def _distillation(self, build: Build) -> objectives.Objective:
+        # The task predicts what is judged; logits a token, of another width in each batch, could not be gathered.
+        return self._taught(build)._replace(predict=lambda params, batch, context: {})
+
+    def _taught(self, build: Build) -> objectives.Objective:
         config, task, matches = self.config, self.task, self._matches()
         outputs = sorted({match.output for match in matches.values()})
         temperature = None if config.task in _SQUARED else config.temperature or TEMPERATURE

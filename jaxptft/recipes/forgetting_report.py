@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxptft.recipes.drift import Drift
 from jaxptft.recipes.text_table import table
 
@@ -68,8 +70,8 @@ class Comparison:
 
     @property
     def lowest_cka(self) -> float:
-        """The debiased one, of the layer that changed most."""
-        return min(self._similarities)
+        """The debiased one, of the layer that changed most; NaN where one is, which `min` may pass over."""
+        return float(np.min(self._similarities))
 
     @property
     def freeze_depth(self) -> int | None:

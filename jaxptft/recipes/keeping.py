@@ -14,12 +14,14 @@ from jaxptft import convert, models, objectives, optim, train
 from jaxptft.objectives.token_classification import UNCOUNTED
 from jaxptft.recipes.additions import Build, pretraining
 from jaxptft.recipes.finetune import Auxiliary, Config
+from jaxptft.recipes.model_source import locate
 from jaxptft.recipes.tasks import module_of
 from jaxptft.recipes.tasks.settings import Augment
 from jaxptft.recipes.training import Batches
 
 TARGETS = ("backbone/layer_*/attention/{query,value,qkv}/kernel",)  # Hu et al. 2021, section 7.1; a joint qkv is whole
 _CHUNK = 8  # rows whose gradients are held at once
+_DRAWN = ("classification", "multiple_choice")  # tasks whose labels are one draw from a row's logits
 
 
 def lora_scale(config: Config) -> float:
@@ -87,7 +89,7 @@ def save_adapter(
         alpha=2.0 * config.lora.rank if config.lora.alpha is None else config.lora.alpha,
         rank_stabilized=config.lora.rank_stabilized,
         trained=[path for path, learns in known if learns and path.startswith("backbone/")],
-        base=str(place.resolve()) if place.exists() else config.model,
+        base=str(locate(place).resolve()) if place.exists() else config.model,
         overwrite=True,
     )
 
@@ -169,6 +171,8 @@ def elastic_weight(
     chosen = config.ewc
     if not chosen.weight:
         return []
+    if chosen.labels == "drawn" and config.task not in _DRAWN:
+        raise ValueError(f"ewc.labels are drawn for {', '.join(_DRAWN)}, and task is {config.task}; leave it out")
     if not kept:
         raise ValueError("ewc keeps imported parameters, and nothing is imported; leave it out")
     asked = _ask(checkpoint.params, {name: moves[name] for name in kept})
@@ -232,7 +236,8 @@ def _of_rows(
     say: Callable[[str], None],
 ) -> tuple[objectives.Objective, Batches]:
     chosen = config.ewc
-    plain = {"sampling": "plain", "augment": Augment(), "class_weights": "none", "weights_by_class": {}}
+    plain: dict[str, Any] = {"sampling": "plain", "augment": Augment()}
+    plain |= {"class_weights": "none", "weights_by_class": {}, "label_smoothing": 0.0}
     reading = config.model_copy(update={"train": chosen.data, "eval": chosen.data, "test": None, **plain})
     task = module_of(config.task).read(
         reading,

@@ -199,6 +199,7 @@ class Training:
             run_folder.check_same(meta["identity"], self._identity, out)
         step, self.state, meta = self._checkpoints.restore(self.state)
         run_folder.check_same(meta["identity"], self._identity, out)
+        self._checkpoints.retire(step)
         for name, value in run_folder.environment().items():
             if meta["environment"].get(name) != value:
                 self.say(

@@ -23,16 +23,19 @@ def plans_of(settings: PlanSettings, params: Params, *, multipliers: Mapping[str
         plans.append(optim.gradual_unfreezing(params, every=settings.unfreeze.every, at=settings.unfreeze.at))
     if settings.bitfit:
         plans.append(optim.bias_only(params))
-    return [_with_adapters(plan, params) if plan.whole else plan for plan in plans]
+    return [_with_adapters(plan, params) for plan in plans]
 
 
 def _with_adapters(plan: optim.Plan, params: Params) -> optim.Plan:
-    """A plan that is made for any model, for the adapters beside its kernels as for these."""
-    known = [path for path in optim.paths(params) if path.startswith("lora/")]
-    mirrored = {f"lora/{pattern}": rule for pattern, rule in plan.rules.items()}
-    acting = {
-        pattern: rule for pattern, rule in mirrored.items() if any(optim.matches(pattern, path) for path in known)
-    }
+    """What a plan freezes, and all of one that is made for any model, for the adapters beside kernels as for these."""
+    own = [path for path in optim.paths(params) if path.startswith("lora/")]
+    free = {path for path in own if not any(optim.matches(pattern, path) for pattern in plan.rules)}
+    acting = {}
+    for pattern, rule in plan.rules.items():
+        taken = {path for path in free if optim.matches(f"lora/{pattern}", path)}
+        if taken and (plan.whole or rule == "frozen"):
+            acting[f"lora/{pattern}"] = rule
+            free -= taken
     return replace(plan, rules={**plan.rules, **acting})
 
 

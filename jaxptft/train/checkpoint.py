@@ -79,11 +79,15 @@ class CheckpointStore:
         _sync(self.folder)
         if replaced is not None:
             shutil.rmtree(replaced)
+        self.retire(step)
+        return final
+
+    def retire(self, step: int) -> None:
+        """Drop what is too old now that `step` is there and good; a kill may have come between a save and this."""
         if self.keep is not None:
             # Later steps may be left of a run that went back to this one: they must not push out what is needed now.
             for old in [listed for listed in self.steps() if listed <= step][: -self.keep]:
                 shutil.rmtree(self._doom(self._path(old)))
-        return final
 
     def restore(self, like: PyTree, *, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]]:
         """The newest undamaged checkpoint (or the one of `step`) as `(step, tree, meta)`.

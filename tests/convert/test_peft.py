@@ -167,6 +167,12 @@ def test_what_is_not_lora_on_this_model_is_refused(saved):
     config.write_text(json.dumps(fields | {"use_dora": True}))
     with pytest.raises(ValueError, match="use_dora is True; only False is read"):
         convert.load_adapter(saved.folder, saved.checkpoint)
+    config.write_text(json.dumps(fields | {"init_lora_weights": "pissa"}))
+    with pytest.raises(ValueError, match="init_lora_weights is 'pissa'; only True is read"):
+        convert.load_adapter(saved.folder, saved.checkpoint)
+    config.write_text(json.dumps({name: value for name, value in fields.items() if name != "r"}))
+    with pytest.raises(ValueError, match="r is None; expected a number"):
+        convert.load_adapter(saved.folder, saved.checkpoint)
     config.write_text(json.dumps(fields))
     with pytest.raises(ValueError, match="family bert has no head 'tail'"):
         convert.load_adapter(saved.folder, saved.checkpoint, head="tail")

@@ -174,6 +174,21 @@ def test_numbers_are_distilled_by_squared_differences(tmp_path, distilled, make_
     assert evaluation["distill/distillation/soft"] == pytest.approx(0, abs=1e-6)
 
 
+def test_tags_of_texts_of_several_widths_are_distilled(tmp_path, distilled, make_model, lines_of):
+    """More evaluation rows than a batch has, so that logits a token come in several widths."""
+    rows = [("the film", "B-X O"), ("a very good book was so very bad", "O O O B-X O O O O")]
+    path = tmp_path / "tags.txt"
+    blocks = ["".join(f"{word} {tag}\n" for word, tag in zip(*map(str.split, row), strict=True)) for row in rows]
+    path.write_text("\n".join(blocks[number > 33] for number in range(68)))
+    names = {0: "O", 1: "B-X", 2: "I-X"}
+    known = make_model(tmp_path / "known", "BertForTokenClassification", id2label=names)
+    values = {"task": "token_classification", "train": str(path), "eval": str(path), "steps": 1, "evaluate_every": 1}
+    run = distilled(tmp_path / "run", teacher=str(known), student="layers:0", learning_rate=1e-9, **values)
+    (evaluation,) = lines_of(run.out, "evaluation")
+    assert evaluation["distill/distillation/soft"] == pytest.approx(0, abs=1e-6)  # a student that is its teacher still
+    assert run.reports["eval"].metrics == pytest.approx(run.teacher["eval"])
+
+
 def test_logits_are_put_beside_the_rows_they_belong_to():
     table = data.make_table(["a b", "c", "d e f"])
     tokens = data.Tokenized(np.arange(6, dtype=np.int32), np.array([0, 2, 3, 6]), np.array([2, 1, 3]), 8, 0, 0, "x")
@@ -198,6 +213,12 @@ def test_logits_are_put_beside_the_rows_they_belong_to():
         ({"unlabelled": True, "eval": None}, "training rows without labels cannot choose the best model; give eval"),
         ({"unlabelled": True, "task": "regression"}, "unlabelled rows are for classification, and task is regression"),
         ({"unlabelled": True, "label_smoothing": 0.1}, "label_smoothing does not go with unlabelled"),
+        (
+            {"unlabelled": True, "adaptation": {"target": "x.csv", "importance": True}},
+            "adaptation.importance weighs labelled rows, and they are unlabelled",
+        ),
+        ({"unlabelled": True, "columns": {"tags": "x"}}, "columns.tags is 'x', and classification has no use for it"),
+        ({"baseline": "scratch"}, "baseline is of a fine-tuning, and the teacher stands beside a student"),
         ({"task": "question_answering"}, "task question_answering cannot be distilled; expected one of classification"),
         ({"task": "regression", "temperature": 2.0}, "temperature softens a choice between classes"),
         ({"task": "token_classification"}, "has no head for token_classification; fine-tune it first"),

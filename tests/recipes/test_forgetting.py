@@ -206,6 +206,12 @@ def test_the_suggested_depth(similarities, shared, depth, freeze):
     assert found.suggestion.startswith(f"suggested freeze: {freeze}; the embeddings")
 
 
+def test_a_layer_that_is_not_a_number_is_the_lowest():
+    still = Drift(0.0, 1.0)
+    layers = [Layer(name, 0.0, value, 1.0, still) for name, value in (("embeddings", 1.0), ("layer_0", float("nan")))]
+    assert np.isnan(Comparison("model", 5, 50, tuple(layers), 1, still, 0.95).lowest_cka)
+
+
 def test_a_model_beside_itself_has_forgotten_nothing_and_without_a_head_there_is_no_loss(encoder, held, command):
     told = command("forgetting", encoder, encoder, "--corpus", held, "--documents", "line", "--max-length", LENGTH)
     assert told.status == 0, told.err

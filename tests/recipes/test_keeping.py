@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from jaxptft import models, objectives, optim, train
+from jaxptft import convert, models, objectives, optim, train
 from jaxptft.recipes import finetune, keeping, settings
 from jaxptft.recipes.finetune_run import FinetuneRun
 from jaxptft.recipes.tasks import classification
@@ -80,6 +81,17 @@ def test_peft_puts_the_adapters_on_the_model_that_the_run_began_with(adapted, ma
         np.testing.assert_allclose(loaded(ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-6)
 
 
+def test_adapters_on_a_run_are_for_the_model_in_its_folder(adapted, tmp_path):
+    checkpoint = convert.load(adapted.out / "model")
+    targets = optim.mask(checkpoint.params, "backbone/layer_0/mlp/up/kernel")
+    params = checkpoint.params | {"lora": objectives.init_lora(jax.random.key(0), checkpoint.params, targets, rank=2)}
+    config = adapted.config.model_copy(update={"model": str(adapted.out)})
+    nothing = jax.tree.map(lambda _: False, params)
+    keeping.save_adapter(tmp_path / "adapter", config, params, nothing, checkpoint=checkpoint)
+    fields = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert fields["base_model_name_or_path"] == str(adapted.out / "model")
+
+
 def test_the_loss_is_the_sum_of_its_parts_and_penalties_see_the_adapted_kernels(adapted, lines_of):
     lines = lines_of(adapted.out, "train")
     parts = ("task/classification", "mlm/masked_lm", "l2_to_pretrained", "elastic_weight")
@@ -100,6 +112,7 @@ def noisy(base, classifier, files, tmp_path_factory):
         "freeze": "backbone/embeddings/**",
         "mixout": 0.5,
         "r_drop": 0.5,
+        "label_smoothing": 0.1,
         "ewc": {"weight": 2.0, "data": str(files.dev), "rows": 20},
     }
     config = settings.build(finetune.Config, values)
@@ -215,3 +228,15 @@ def test_what_does_not_go_together_is_refused_in_one_line(refused, flags, files,
     assert "has no head for classification" in complaint(*of_rows)
     assert "ewc keeps imported parameters, and nothing is" in complaint(*of_rows, "--from-scratch")
     assert "ewc.labels are of the rows of ewc.data" in complaint(*both[:4], "--ewc.labels", "drawn")
+
+
+def test_labels_are_drawn_for_one_choice_a_row_alone():
+    drawn = {"weight": 1.0, "data": "d", "labels": "drawn"}
+    config = settings.build(
+        finetune.Config, {"model": "m", "train": "t", "out": "o", "task": "regression", "ewc": drawn}
+    )
+    nothing: Any = dict.fromkeys(("checkpoint", "architecture", "tokenizer", "kept", "moves", "mesh", "say", "stop"))
+    with pytest.raises(
+        ValueError, match=r"ewc\.labels are drawn for classification, multiple_choice, and task is regr"
+    ):
+        keeping.elastic_weight(config, **nothing)

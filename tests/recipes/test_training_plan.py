@@ -55,6 +55,13 @@ def test_adapters_go_by_the_rules_of_their_layers():
     assert table.rules["lora/backbone/layer_0/kernel/b"] == optim.Rule(rate=0.125, unfreeze=20)
     assert table.rules["backbone/layer_1/kernel"] is None
     assert training_plan.unfrozen_at(table, 20) == ["lora/backbone/layer_0"]
+    chosen = settings.build(PlanSettings, {"plan": {"backbone/layer_0/**": "frozen", "lora/**": {"rate": 0.5}}})
+    with_own = training_plan.settle(chosen, params, trainable, multipliers={}, steps=100).rules
+    assert with_own["lora/backbone/layer_0/kernel/a"] == optim.Rule(rate=0.5)  # the first match wins
+    chosen = settings.build(PlanSettings, {"plan": {"backbone/layer_0/**": "frozen"}})
+    rules = training_plan.settle(chosen, params, trainable, multipliers={}, steps=100).rules
+    assert rules["lora/backbone/layer_0/kernel/a"] is None
+    assert rules["lora/backbone/layer_1/kernel/a"] == optim.Rule()
 
 
 @pytest.mark.parametrize(

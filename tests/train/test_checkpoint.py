@@ -194,6 +194,14 @@ def test_so_many_of_the_newest_steps_stay(tmp_path, keep, left):
         assert (found, float(tree["w"][0, 0]), meta) == (step, step, {"at": step})
 
 
+def test_what_a_kill_kept_from_being_dropped_is_dropped_later(tmp_path):
+    every = train.CheckpointStore(tmp_path, keep=None)
+    for step in (3, 6, 9, 12):
+        every.save(step, {"x": np.arange(3)}, {})
+    train.CheckpointStore(tmp_path, keep=2).retire(9)
+    assert every.steps() == [6, 9, 12]  # what is later than the good one is left for the save that replaces it
+
+
 def test_keep_below_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match="keep is 0; expected at least 1, or None to keep every checkpoint"):
         train.CheckpointStore(tmp_path, keep=0)

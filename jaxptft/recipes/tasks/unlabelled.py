@@ -11,6 +11,7 @@ from jaxptft.recipes.metrics.classification import classification_metrics, class
 from jaxptft.recipes.report import Report
 from jaxptft.recipes.tasks.contract import Predictions
 from jaxptft.recipes.tasks.labelled_rows import columns_of
+from jaxptft.recipes.tasks.options import refuse_unused
 from jaxptft.recipes.tasks.splits import batch_splits
 from jaxptft.recipes.training import Batches
 
@@ -40,6 +41,7 @@ class Unlabelled:
             "macro_f1": ("classification/macro_f1", True),
             "loss": ("classification/loss", False),
         }
+        refuse_unused(config, "classification")
         self.names: tuple[str, ...] | None = tuple(names)
         self.classes: int | None = len(names)
         tables = {"train": _read_training(config)}
