@@ -81,7 +81,11 @@ def plot(found: dict[str, dict[int, list[float]]]) -> None:
         means, spread = ([f(each) for each in values.values()] for f in (np.mean, lambda v: np.std(v, ddof=1)))
         axes.errorbar(list(values), means, spread, marker="o", capsize=3, label=arm)
     axes.set(
-        xscale="log", xticks=list(STEPS), xticklabels=list(STEPS), xlabel="labelled articles a class", ylabel="test accuracy"
+        xscale="log",
+        xticks=list(STEPS),
+        xticklabels=list(STEPS),
+        xlabel="labelled articles a class",
+        ylabel="test accuracy",
     )
     axes.legend()
     axes.grid(alpha=0.3)
