@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Large pages and no returning of memory between steps: about a sixth less CPU time a step under glibc.
 LARGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=2147483648:glibc.malloc.trim_threshold=4294967296
 
-.PHONY: demo test check lint types doctest bench clean
+.PHONY: demo test slow check lint types doctest bench clean
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,8 +20,11 @@ $(VENV)/.test: $(VENV)/.demo
 demo: $(VENV)/.demo          ## the main job on real data: four ways to train, one table
 	$(LARGE_PAGES) $(BIN)/jaxptft demo --out runs/demo --overwrite
 
-test: $(VENV)/.test          ## every test, CPU only, in two processes
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+test: $(VENV)/.test          ## the tests, CPU only, in two processes
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+
+slow: $(VENV)/.test          ## runs killed at many moments, and other long ones
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -33,7 +36,7 @@ types: $(VENV)/.test
 doctest: $(VENV)/.test
 	$(BIN)/python -m pytest -q --doctest-modules jaxptft
 
-check: lint types test doctest
+check: lint types test slow doctest
 
 bench: $(VENV)/.test         ## side-by-side measurements against transformers + torch
 	$(BIN)/python experiments/benchmarks/finetune.py

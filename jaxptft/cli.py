@@ -29,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"jaxptft {__version__}")
         return 0
-    words = 2 if any(name.startswith(f"{arguments[0]} ") for name in COMMANDS) else 1
+    pair = " ".join(arguments[:2])
+    words = 2 if pair in COMMANDS else 1
+    if words == 1 and arguments[0] not in COMMANDS and any(name.startswith(f"{arguments[0]} ") for name in COMMANDS):
+        words = 2
     name, flags = " ".join(arguments[:words]), arguments[words:]
     if name not in COMMANDS:
         from jaxptft.recipes.settings import nearest
@@ -51,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if type(error).__name__ != "Stopped":
             raise
-        hint = "; continue with --resume" if name in ("finetune", "pretrain", "distill", "glue", "sweep") else ""
+        resumable = ("finetune", "pretrain", "pretrain images", "distill", "glue", "sweep")
+        hint = "; continue with --resume" if name in resumable else ""
         print(f"jaxptft: {error}{hint}", file=sys.stderr)
         return error.exit_code  # pyright: ignore[reportAttributeAccessIssue]
     return 0
@@ -84,9 +88,9 @@ def _parse(kind: Any, name: str, flags: list[str]) -> Any:
         if any(flag.split("=")[0] == given for flag in flags):
             values.pop(other, None)
     for flag in flags:
-        if match := re.match(r"--?(?:no-)?([A-Za-z][\w.-]*)", flag):
-            word = match[1].replace("-", "_")
-            plain = flag.split("=")[0].lstrip("-").replace("-", "_")
+        if match := re.match(r"--?([A-Za-z][\w.-]*)", flag):
+            plain = match[1].replace("-", "_")
+            word = re.sub(r"(^|\.)no_(?=\w+$)", r"\1", plain)  # --group.no-flag turns it off
             if word not in known and plain not in known and word not in ("h", "help"):
                 suggestion = nearest(word, known).replace("_", "-")
                 raise ValueError(f"unknown flag {flag.split('=')[0]}{suggestion}; see jaxptft {name} --help")

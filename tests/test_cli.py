@@ -199,6 +199,7 @@ words = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(st.lists(st.tuples(st.one_of(flag_names, st.just("--stpes")), words), max_size=3))
 def test_any_flags_make_a_config_or_a_mistake_that_is_told(pairs):

@@ -10,10 +10,11 @@ import pytest
 import jaxptft
 
 PACKAGE = Path(jaxptft.__file__).parent
-ROOMS = ("losses", "models", "data", "optim", "objectives", "convert", "train", "export", "recipes")
+ROOMS = ("losses", "models", "augment", "data", "optim", "objectives", "convert", "train", "export", "recipes")
 ALLOWED = {
     "losses": set(),
     "models": set(),
+    "augment": set(),
     "data": set(),
     "optim": set(),
     "objectives": {"losses"},
@@ -93,5 +94,5 @@ def test_no_room_needs_torch():
 
 
 def test_an_unknown_room_is_an_error_that_names_the_rooms():
-    with pytest.raises(AttributeError, match="no attribute 'lossess'; its rooms are convert, data, losses"):
+    with pytest.raises(AttributeError, match="no attribute 'lossess'; its rooms are augment, convert, data, losses"):
         jaxptft.lossess  # noqa: B018

@@ -3,13 +3,14 @@
     python experiments/benchmarks/conversion_parity.py                 # all, about a minute on one core
     python experiments/benchmarks/conversion_parity.py --family albert --out /tmp/parity.json
 
-For each architecture a tiny torch model with an odd config and every tensor drawn from normal(0, 0.5), norms and
-biases too, is saved by transformers and loaded here. Compared are the outputs, and the gradient of every parameter of
-the sum of their mean squares (padding left out), our gradient tree being exported through the same table as weights
-are. An error is relative to the largest magnitude of what it is compared with: the outputs together, each gradient
-tensor for itself (floored at a thousandth of the largest gradient). Two more columns: whether saving the import
-unmodified gives each tensor back byte for byte, and whether fresh parameters, saved with a config made here, are
-loaded by the transformers Auto class without a missing tensor; their outputs' error is the last column.
+For each architecture a tiny torch model with an odd config and every tensor drawn from normal(0, 0.5), norms, biases
+and running means too (running variances from 0.5 to 2), is saved by transformers and loaded here. Compared are the
+outputs, and the gradient of every parameter of the sum of their mean squares (padding left out), our gradient tree
+being exported through the same table as weights are. An error is relative to the largest magnitude of what it is
+compared with: the outputs together, each gradient tensor for itself (floored at a thousandth of the largest gradient).
+Two more columns: whether saving the import unmodified gives each tensor back byte for byte, and whether fresh
+parameters, saved with a config made here, are loaded by the transformers Auto class without a missing tensor; their
+outputs' error is the last column.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from jaxptft import convert, models
+from jaxptft import convert, models, objectives
 from jaxptft.convert.engine import export_tensors
 from jaxptft.convert.families import FAMILIES
 
@@ -44,6 +45,14 @@ _BERT = {
     "type_vocab_size": 3,
     "layer_norm_eps": 1e-3,
     "pad_token_id": 2,
+}
+_VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "hidden_act": "silu",
+    "layer_norm_eps": 1e-3,
 }
 CONFIGS: dict[str, dict[str, Any]] = {
     "bert": {**_BERT, "hidden_act": "silu"},
@@ -96,6 +105,35 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "bos_token_id": 3,
         "eos_token_id": 3,
     },
+    "resnet": {
+        "num_channels": 2,
+        "embedding_size": 6,
+        "hidden_sizes": [12, 20],
+        "depths": [2, 1],
+        "hidden_act": "silu",
+        "downsample_in_first_stage": True,
+    },
+    "vit": {**_VIT, "image_size": [8, 12], "patch_size": [4, 3]},
+    "vit_mae": {
+        **_VIT,
+        "image_size": 8,
+        "patch_size": 2,
+        "num_channels": 1,
+        "qkv_bias": False,
+        "decoder_hidden_size": 12,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 3,
+        "decoder_intermediate_size": 20,
+        "mask_ratio": 0.5,  # as many patches as the other sees, which saves compiling
+    },
+    "beit": {
+        **_VIT,
+        "vocab_size": 30,
+        "image_size": [8, 12],
+        "patch_size": 4,
+        "use_mask_token": True,
+        "use_relative_position_bias": True,
+    },
 }
 TASKS = {
     (): "encoder",
@@ -108,6 +146,8 @@ TASKS = {
     ("mlm", "nsp"): "pretraining",
     ("mlm", "sop"): "pretraining",
     ("discriminator",): "replaced_token",
+    ("decoder",): "pretraining",
+    ("mim",): "masked_image",
 }
 """What our model is built for, by the heads of an architecture (a language model has none of its own)."""
 
@@ -123,7 +163,13 @@ AUTO = {
     "replaced_token": "AutoModelForPreTraining",
     "causal_lm": "AutoModelForCausalLM",
 }
-CASES = [(family.name, architecture) for family in FAMILIES.values() for architecture in family.architectures]
+# transformers has no model to compare those with that are of our own.
+CASES = [
+    (name, architecture)
+    for name, family in FAMILIES.items()
+    if not name.startswith("jaxptft_")
+    for architecture in family.architectures
+]
 
 
 class Parity(NamedTuple):
@@ -155,12 +201,30 @@ def reference(family: str, architecture: str) -> Any:
     with torch.no_grad():
         for tensor in model.parameters():
             tensor.normal_(std=0.5)
+        for name, tensor in model.named_buffers():
+            if name.endswith("running_mean"):
+                tensor.normal_(std=0.5)
+            elif name.endswith("running_var"):
+                tensor.uniform_(0.5, 2.0)
     return model
 
 
 def make_batch(family: str, task: str) -> dict[str, np.ndarray]:
-    """Rows of 9, 4, 1 and 6 tokens, the padding id among the real tokens as well; or two examples of two choices."""
+    """Rows of 9, 4, 1 and 6 tokens, the padding id among the real tokens as well; or two examples of two choices.
+
+    Three images for a model that has channels, of which a masked autoencoder sees some patches only.
+    """
     rng = np.random.default_rng(1)
+    if channels := _channels(family):
+        height, width = np.broadcast_to(CONFIGS[family].get("image_size", 20), 2)
+        images: dict[str, np.ndarray] = {"image": rng.normal(size=(3, height, width, channels)).astype(np.float32)}
+        if "mask_ratio" in CONFIGS[family]:
+            noise = rng.random((3, 16)).astype(np.float32)
+            visible = objectives.visible_patches(jnp.asarray(noise), CONFIGS[family]["mask_ratio"])
+            images |= {"noise": noise, "keep": np.asarray(visible.keep), "restore": np.asarray(visible.restore)}
+        if family == "beit" and task != "classification":
+            images["masked"] = rng.random((3, 6)) < 0.5
+        return images
     pad = CONFIGS[family]["pad_token_id"]
     mask = (np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]).astype(np.int32)
     ids = np.where(mask, rng.integers(3, CONFIGS[family]["vocab_size"], mask.shape), pad).astype(np.int32)
@@ -172,8 +236,20 @@ def make_batch(family: str, task: str) -> dict[str, np.ndarray]:
     return {k: v.reshape(2, 2, -1) for k, v in batch.items()} if task == "multiple_choice" else batch
 
 
+def _channels(family: str) -> int:
+    return CONFIGS[family].get("num_channels", 3 if "patch_size" in CONFIGS[family] else 0)
+
+
 def torch_outputs(model: Any, task: str, batch: Mapping[str, np.ndarray]) -> list[torch.Tensor]:
     """What the torch model computes for a task, in the order and the shapes of ours."""
+    if "image" in batch:
+        theirs = {"noise": "noise", "masked": "bool_masked_pos"}
+        hiding = {theirs[name]: torch.tensor(batch[name]) for name in theirs if name in batch}
+        out = model(torch.tensor(batch["image"]).permute(0, 3, 1, 2), **hiding)
+        if task in ("classification", "pretraining", "masked_image"):
+            return [out.logits]
+        hidden = out.last_hidden_state
+        return [hidden.permute(0, 2, 3, 1) if hidden.ndim == 4 else hidden]
     inputs = {name: torch.tensor(value).long() for name, value in batch.items()}
     if task == "multiple_choice" and model.config.model_type == "gpt2":
         ends = inputs["attention_mask"].sum(-1) - 1
@@ -192,6 +268,8 @@ def torch_outputs(model: Any, task: str, batch: Mapping[str, np.ndarray]) -> lis
 
 def _weights(task: str, batch: Mapping[str, np.ndarray], outputs: list) -> list[np.ndarray]:
     """1 for the outputs that count: not those of padding."""
+    if "image" in batch:
+        return [np.ones(output.shape, np.float32) for output in outputs]
     mask, per_row = batch["attention_mask"], ("classification", "multiple_choice", "next_sentence")
     return [
         np.ones(output.shape, np.float32)
@@ -229,11 +307,10 @@ def measure(family: str, architecture: str, folder: Path) -> Parity:
 
     rng = np.random.default_rng(2)
     shapes = jax.eval_shape(ours.init, jax.random.key(0), batch)
-    fresh = jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
+    fresh = jax.tree_util.tree_map_with_path(lambda path, leaf: _drawn(rng, str(path[-1]), leaf.shape), shapes)
     new = convert.new_checkpoint(checkpoint.config, family=family)
     convert.save(folder / "fresh", new, params=fresh)
-    # No Auto class has GPT-2's multiple choice.
-    auto: Any = getattr(transformers, architecture if architecture == "GPT2DoubleHeadsModel" else AUTO[task])
+    auto: Any = getattr(transformers, _auto(task, architecture, batch))
     loaded, report = auto.from_pretrained(folder / "fresh", output_loading_info=True, attn_implementation="eager")
     with torch.no_grad():
         expected = torch_outputs(loaded.eval(), task, batch)
@@ -243,11 +320,22 @@ def measure(family: str, architecture: str, folder: Path) -> Parity:
         architecture,
         task,
         outputs=_output_error(outputs, theirs, weights),
-        gradients=_gradient_error(exported, dict(model.state_dict(keep_vars=True))),
+        gradients=_gradient_error(exported, _torch_gradients(model, folder / "gradients")),
         identical=same,
         missing=len(report["missing_keys"]) + len(report["mismatched_keys"]) + len(report["unexpected_keys"]),
         fresh=_output_error(made, expected, weights),
     )
+
+
+def _auto(task: str, architecture: str, batch: Mapping[str, np.ndarray]) -> str:
+    if architecture in ("GPT2DoubleHeadsModel", "BeitForMaskedImageModeling"):  # no Auto class has them
+        return architecture
+    return "AutoModelForImageClassification" if task == "classification" and "image" in batch else AUTO[task]
+
+
+def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    values = rng.uniform(0.5, 2.0, shape) if "running_var" in name else rng.normal(0, 0.5, shape)
+    return values.astype(np.float32)
 
 
 def _output_error(ours: list, theirs: list[torch.Tensor], weights: list[np.ndarray]) -> float:
@@ -255,16 +343,22 @@ def _output_error(ours: list, theirs: list[torch.Tensor], weights: list[np.ndarr
     return float(max(np.abs(x - y).max() / np.abs(y).max() for x, y in pairs))
 
 
-def _gradient_error(ours: Mapping[str, np.ndarray], theirs: Mapping[str, Any]) -> float:
+def _torch_gradients(model: Any, folder: Path) -> dict[str, np.ndarray]:
+    """The gradient of each of the torch model's parameters, by its name in files; what is none is 0."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        for tensor in model.buffers():
+            tensor.zero_()
+    model.save_pretrained(folder)
+    return load_file(folder / "model.safetensors")
+
+
+def _gradient_error(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> float:
     """Over all of the torch model's parameters; raises KeyError where ours has none for one."""
-    # Tied parameters are one tensor under two names, of which a file holds one.
-    named = {id(theirs[name]): name for name in ours if name in theirs}
-    parameters = {id(value): value for value in theirs.values() if isinstance(value, torch.nn.Parameter)}
-    gradients = {key: np.zeros(p.shape) if p.grad is None else p.grad.numpy() for key, p in parameters.items()}
-    floor = 1e-3 * max(np.abs(gradient).max() for gradient in gradients.values())
+    floor = 1e-3 * max(np.abs(gradient).max() for gradient in theirs.values())
     errors = [
-        np.abs(ours[named[key]] - gradient).max() / max(np.abs(gradient).max(), floor)
-        for key, gradient in gradients.items()
+        np.abs(ours[name] - gradient).max() / max(np.abs(gradient).max(), floor) for name, gradient in theirs.items()
     ]
     return float(max(errors))
 

@@ -1,5 +1,6 @@
 """Hugging Face checkpoints <-> parameters, both ways, without torch; every tensor accounted for."""
 
+from jaxptft.convert.as_vit import as_vit
 from jaxptft.convert.checkpoint import Checkpoint, Extras, new_checkpoint
 from jaxptft.convert.engine import complete
 from jaxptft.convert.folder import export_folder, import_folder, inspect, load, save
@@ -24,6 +25,7 @@ __all__ = [
     "Extras",
     "Manifest",
     "add_layers",
+    "as_vit",
     "complete",
     "drop_heads",
     "drop_layers",

@@ -98,7 +98,8 @@ def export_tensors(
                 f"which makes {rule.hf_name} {array.shape} where the config asks for {rule.shape}"
             )
         prefix = family.prefix if prefixed and rule.hf_name in backbone else ""
-        name = extras.names.get(rule.hf_name, prefix + rule.hf_name) if same_heads else prefix + rule.hf_name
+        usual = prefix + family.unprefixed.get(rule.hf_name, rule.hf_name)
+        name = extras.names.get(rule.hf_name, usual) if same_heads else usual
         target = dtype or extras.dtypes.get(rule.hf_name, "float32")
         tensors[name] = np.ascontiguousarray(_to_dtype(rule.flax_path, array, target))
     for name, array in extras.tensors.items():
@@ -109,6 +110,9 @@ def export_tensors(
             tensors[name] = array if source is None else source
         elif matches(family.buffers, standard):
             tensors[(family.prefix if prefixed else "") + standard] = array
+    if not extras.names:
+        for name, array in family.new_buffers(config).items():
+            tensors.setdefault((family.prefix if prefixed else "") + name, array)
     return tensors
 
 

@@ -23,6 +23,8 @@ def standard_name(family: Family, name: str) -> str:
     for old, new in family.spellings:
         if name.endswith(old):
             return name.removesuffix(old) + new
+        if old.endswith(".") and name.startswith(old):
+            return new + name.removeprefix(old)
     return name
 
 
@@ -124,8 +126,10 @@ def _standard_names(family: Family, tensors: Mapping[str, np.ndarray]) -> tuple[
     """Standard name -> the source's, and what is wrong with them."""
     names: dict[str, str] = {}
     problems = []
+    prefixed = any(name.startswith(family.prefix) for name in tensors)
+    of_heads = {theirs: standard for standard, theirs in family.unprefixed.items()} if prefixed else {}
     for name in tensors:
-        standard = standard_name(family, name)
+        standard = of_heads.get(name) or standard_name(family, name)
         if standard in names:
             problems.append(f"tensors {names[standard]} and {name} are the same parameter: the source must hold one")
         names.setdefault(standard, name)

@@ -23,6 +23,12 @@ class Layout(NamedTuple):
 
 IDENTITY = Layout("identity", lambda array: array, lambda array: array)
 TRANSPOSE = Layout("transpose", lambda array: array.T, lambda array: array.T)
+CONVOLUTION = Layout(
+    "convolution", lambda array: array.transpose(2, 3, 1, 0), lambda array: array.transpose(3, 2, 0, 1)
+)
+"""[outputs, inputs, height, width] <-> [height, width, inputs, outputs]."""
+ONLY_ROW = Layout("only row", lambda array: array[0], lambda array: array[None])
+"""[1, ...] <-> [...]."""
 
 
 class Rule(NamedTuple):
@@ -74,8 +80,10 @@ class Family(NamedTuple):
     first that has them. `optional` are patterns of backbone tensors that an architecture lacks where none of its heads
     needs them. `buffers`, `other_heads` are fnmatch patterns too: tensors without parameters (kept and written back),
     and the names of heads, known to belong to another task where no head at hand takes them (left aside, stated in the
-    manifest). `spellings` are older endings of names. `tied` maps a name to the name it shares its values with; a
-    source may hold either or both.
+    manifest). `spellings` are other endings of names, or beginnings where they end in a dot. `tied` maps a name to the
+    name it shares its values with; a source may hold either or both. `new_buffers` are those that a model made from
+    nothing is written with, by their standard names: transformers misses them otherwise. `unprefixed` maps the standard
+    name of a head's tensor to the one it has in files whose backbone has, behind the prefix, a tensor of that name too.
     """
 
     name: str
@@ -90,4 +98,6 @@ class Family(NamedTuple):
     buffers: tuple[str, ...] = ()
     other_heads: tuple[str, ...] = ()
     spellings: tuple[tuple[str, str], ...] = ()
+    unprefixed: Mapping[str, str] = {}
     tied: Mapping[str, str] = {}
+    new_buffers: Callable[[Config], Mapping[str, np.ndarray]] = lambda config: {}

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and the tokenizer files that travel from one to the next."""
+"""Folders that appear whole or not at all, and the files of tokenizer and images that travel along."""
 
 import tempfile
 from collections.abc import Iterator
@@ -17,12 +17,13 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "sentencepiece.bpe.model",
     "chat_template.jinja",
+    "preprocessor_config.json",
 )
 _OWN_MARKS = ("config.json", "jaxptft.json", "adapter_config.json")
 
 
 def tokenizer_files(folder: str | Path) -> tuple[Path, ...]:
-    """The files of a folder that make up its tokenizer."""
+    """The files of a folder that make up its tokenizer, or say how its images are prepared."""
     return tuple(Path(folder) / name for name in TOKENIZER_FILES if (Path(folder) / name).is_file())
 
 

@@ -19,7 +19,7 @@ from jaxptft.convert.engine import complete, heads_of
 from jaxptft.convert.families import find_family
 from jaxptft.convert.match import listed, matches
 from jaxptft.convert.rules import Config
-from jaxptft.models import BertConfig, Gpt2Config, ModernBertConfig, Params, build
+from jaxptft.models import BertConfig, ConvConfig, Gpt2Config, ModernBertConfig, Params, ResNetConfig, build
 
 HEAD_OF = {
     "classification": "classifier",
@@ -30,10 +30,11 @@ HEAD_OF = {
     "next_sentence": "nsp",
     "sentence_order": "sop",
     "replaced_token": "discriminator",
+    "masked_image": "mim",
 }
 """The key in the parameters of the head that a task of `models.build` has."""
 
-_TASK_OF = {head: task for task, head in HEAD_OF.items()}
+_TASK_OF = {head: task for task, head in HEAD_OF.items()} | {"decoder": "pretraining"}
 _SIZED = ("classifier", "token_classifier")
 _INTO_RESIDUAL = ("attention/output", "mlp/down")
 
@@ -105,7 +106,9 @@ def resize_vocabulary(
 
     Raises ValueError for a size below 1, and one that cuts off a special token that the config names.
     """
-    old = checkpoint.config.vocab_size
+    old = getattr(checkpoint.config, "vocab_size", None)
+    if old is None:
+        raise ValueError(f"models of family {checkpoint.family} have no vocabulary to resize")
     if new_rows not in ("mean", "init"):
         raise ValueError(f"new_rows must be 'mean' or 'init', got {new_rows!r}")
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
@@ -209,6 +212,10 @@ def _arranged(checkpoint: Checkpoint, order: Sequence[int]) -> Checkpoint:
 
 
 def _arranged_config(config: Config, order: Sequence[int]) -> Config:
+    if isinstance(config, ConvConfig):
+        raise ValueError("the layers of a small image model differ in shape; choose another config instead")
+    if isinstance(config, ResNetConfig):
+        raise ValueError("the layers of a ResNet differ in shape from stage to stage; choose another config instead")
     if isinstance(config, BertConfig) and config.layer_groups not in (None, 1):
         raise ValueError(
             f"the model's {config.layers} layers share their parameters in {config.layer_groups} groups, which other "
@@ -252,8 +259,15 @@ def _leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _init(config: Config, task: str, classes: int | None, rng: Any) -> Params:
-    ids = np.zeros((1, 1, 2) if task == "multiple_choice" else (1, 2), np.int32)
-    return build(config, task, classes=classes).init(rng, {"input_ids": ids})
+    if isinstance(config, ResNetConfig):
+        example = {"image": np.zeros((1, 8, 8, config.channels), np.float32)}
+    elif hasattr(config, "image_shape"):
+        example = {"image": np.zeros((1, *config.image_shape), np.float32)}
+        if isinstance(config, ConvConfig):
+            example |= dict.fromkeys(("features", "noise"), np.zeros((1, config.code), np.float32))
+    else:
+        example = {"input_ids": np.zeros((1, 1, 2) if task == "multiple_choice" else (1, 2), np.int32)}
+    return build(config, task, classes=classes).init(rng, example)
 
 
 def _fresh(checkpoint: Checkpoint, rng: Any) -> Params:
@@ -262,8 +276,15 @@ def _fresh(checkpoint: Checkpoint, rng: Any) -> Params:
     for head in heads_of(find_family(checkpoint.family), checkpoint.params):
         held = checkpoint.params[head]
         classes = held.get("out", held)["kernel"].shape[-1] if head in _SIZED else None
-        fresh = complete(fresh, _init(checkpoint.config, _TASK_OF[head], classes, rng))
+        task = _task_of(checkpoint.config, head)
+        fresh = fresh if task is None else complete(fresh, _init(checkpoint.config, task, classes, rng))
     return fresh
+
+
+def _task_of(config: Config, head: str) -> str | None:
+    if isinstance(config, ConvConfig) and head != "classifier":
+        return None if head == "likelihood" else head
+    return _TASK_OF[head]
 
 
 def _with_heads(checkpoint: Checkpoint, params: Params, labels: list[str] | None) -> Checkpoint:

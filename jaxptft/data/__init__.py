@@ -13,6 +13,17 @@ from jaxptft.data.corpus import DocumentTally, read_corpus
 from jaxptft.data.corpus_tokens import tokenize_corpus
 from jaxptft.data.dialogue import dialogue_tokens, encode_prompts, read_dialogue
 from jaxptft.data.held_out import hold_out, read_with_held_out
+from jaxptft.data.image_batches import ImageBatches
+from jaxptft.data.image_sources import ImageColumns, image_split_names
+from jaxptft.data.images import (
+    Images,
+    ImageSplits,
+    fashion_mnist,
+    make_images,
+    read_image_splits,
+    read_images,
+    split_images,
+)
 from jaxptft.data.labels import Labels
 from jaxptft.data.packing import PackedBatches, Packing, pack, padding_share
 from jaxptft.data.pairs import sentence_pairs
@@ -69,6 +80,10 @@ __all__ = [
     "Choices",
     "Columns",
     "DocumentTally",
+    "ImageBatches",
+    "ImageColumns",
+    "ImageSplits",
+    "Images",
     "LabelSet",
     "Labels",
     "Number",
@@ -107,17 +122,20 @@ __all__ = [
     "dialogue_tokens",
     "edit_words",
     "encode_prompts",
+    "fashion_mnist",
     "fetch",
     "fitted_buckets",
     "full_segments",
     "hold_out",
     "hutto_sentences",
+    "image_split_names",
     "infer_columns",
     "length_buckets",
     "lenient_spans",
     "line_segments",
     "load_tokenizer",
     "make_choices",
+    "make_images",
     "make_questions",
     "make_table",
     "minilm_folder",
@@ -128,6 +146,8 @@ __all__ = [
     "read_choices",
     "read_corpus",
     "read_dialogue",
+    "read_image_splits",
+    "read_images",
     "read_questions",
     "read_sentences",
     "read_table",
@@ -144,6 +164,7 @@ __all__ = [
     "spans",
     "split",
     "split_documents",
+    "split_images",
     "split_names",
     "split_sentences",
     "split_words",

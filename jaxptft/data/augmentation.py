@@ -64,6 +64,11 @@ class AugmentedBatches:
         self.tokenized, self.steps_per_epoch = batches.tokenized, batches.steps_per_epoch
 
     @property
+    def content(self) -> str:
+        """SHA-256 of the rows' tokens alone."""
+        return self.tokenized.fingerprint
+
+    @property
     def fingerprint(self) -> str:
         tables = (np.packbits(self._special).tobytes(), np.packbits(self._starts_word).tobytes())
         return fingerprint(["augmented 1", self._batches.fingerprint, repr((self.edits, self.seed)), *tables])

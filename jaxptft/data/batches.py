@@ -151,6 +151,11 @@ class Batches:
         return int(self._widths[bucket].sum()) * self.rows_per_batch
 
     @property
+    def content(self) -> str:
+        """SHA-256 of the rows' tokens alone."""
+        return self.tokenized.fingerprint
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides what `batch_at` returns, but for `multiple_of`."""
         labels = b"" if self.labels is None else self.labels.astype("<i4").tobytes()

@@ -80,6 +80,11 @@ class ChoiceBatches:
         return self._order.widths
 
     @property
+    def content(self) -> str:
+        """SHA-256 of the rows' tokens alone."""
+        return self.tokenized.fingerprint
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides what `batch_at` returns, but for `multiple_of`."""
         return fingerprint(["choice batches 1", self._order.fingerprint])

@@ -22,7 +22,7 @@ class Piece(NamedTuple):
     """One file, one folder saved by `datasets`, or one data set of the hub."""
 
     name: str
-    kind: Literal["text", "json", "parquet", "saved", "hub"]
+    kind: Literal["text", "json", "parquet", "saved", "hub", "image"]
     path: Path | None = None
     gzip: bool = False
     hub: Any = None  # a `datasets` builder

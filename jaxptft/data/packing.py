@@ -178,6 +178,11 @@ class PackedBatches:
         return self.steps_per_epoch * self.rows_per_batch * self.length
 
     @property
+    def content(self) -> str:
+        """SHA-256 of the rows' tokens alone."""
+        return self.tokenized.fingerprint
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides what `batch_at` returns, but for `multiple_of`."""
         labels = b"" if self.labels is None else self.labels.astype("<i4").tobytes()

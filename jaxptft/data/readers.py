@@ -32,6 +32,7 @@ class Source:
     columns: tuple[str, ...]
     rows: Callable[[Sequence[str]], Iterator[Row]]
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of columns of classes, or lists of them
+    images: tuple[str, ...] = ()  # columns of image files, as {"bytes": ..., "path": ...}
 
 
 def open_delimited(path: Path, delimiter: str) -> Source:
@@ -167,7 +168,9 @@ def open_parquet(path: Path) -> Source:
 
     if not count:
         raise ValueError(f"{path}: has no rows")
-    return Source(str(path), tuple(schema.names), rows, _declared_classes(schema.metadata))
+    features = _declared_features(schema.metadata)
+    images = tuple(name for name, feature in features.items() if feature.get("_type") == "Image")
+    return Source(str(path), tuple(schema.names), rows, _declared_classes(features), images)
 
 
 def _values(column: Any) -> list[Any]:
@@ -179,26 +182,41 @@ def _values(column: Any) -> list[Any]:
     return column.to_pylist()
 
 
-def _declared_classes(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
+def _declared_features(metadata: Mapping[bytes, bytes] | None) -> dict[str, dict[str, Any]]:
+    """What `datasets` says of the columns in a file that it writes."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        # A list of classes wraps what it is a list of.
-        inner = {
-            name: feature.get("feature", feature) for name, feature in features.items() if isinstance(feature, dict)
-        }
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _declared_classes(features: Mapping[str, dict[str, Any]]) -> dict[str, tuple[str, ...]]:
+    # A list of classes wraps what it is a list of.
+    inner = {name: feature.get("feature", feature) for name, feature in features.items()}
+    try:
         return {
             name: tuple(feature["names"])
             for name, feature in inner.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
         }
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, TypeError):
         return {}
 
 
 def open_dataset(dataset: Any, name: str) -> Source:
-    """A `datasets.Dataset`; columns of a ClassLabel, or of lists of it, bring their class names."""
+    """A `datasets.Dataset`; columns of a ClassLabel, or of lists of it, bring their class names.
+
+    Images are left as the files they are.
+    """
     if not len(dataset):
         raise ValueError(f"{name}: has no rows")
+    images = tuple(column for column, feature in dataset.features.items() if type(feature).__name__ == "Image")
+    if images:
+        from datasets import Image
+
+        for column in images:
+            dataset = dataset.cast_column(column, Image(decode=False))
     inner = {column: getattr(feature, "feature", feature) for column, feature in dataset.features.items()}
     declared = {column: tuple(feature.names) for column, feature in inner.items() if hasattr(feature, "names")}
 
@@ -210,7 +228,7 @@ def open_dataset(dataset: Any, name: str) -> Source:
                 number += 1
                 yield number, list(values)
 
-    return Source(name, tuple(dataset.column_names), rows, declared)
+    return Source(name, tuple(dataset.column_names), rows, declared, images)
 
 
 def first_line(error: BaseException) -> str:

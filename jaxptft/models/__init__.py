@@ -1,34 +1,52 @@
 """Architectures in Flax Linen, one a file, handed out as `Model` pairs of pure functions."""
 
+from jaxptft.models.beit_config import BeitConfig
 from jaxptft.models.bert import classifier, encoder
 from jaxptft.models.bert_config import BertConfig
 from jaxptft.models.build import build, features
+from jaxptft.models.conv_config import ConvConfig
 from jaxptft.models.decoding import Decoder, Generated, generate
+from jaxptft.models.dvae import DvaeConfig, dvae
 from jaxptft.models.gpt2 import decoder
 from jaxptft.models.gpt2_config import Gpt2Config
+from jaxptft.models.mae_config import MaeConfig
 from jaxptft.models.mlp import mlp
 from jaxptft.models.model import Model, Params
 from jaxptft.models.modernbert_config import ModernBertConfig
 from jaxptft.models.outputs import OUTPUTS
-from jaxptft.models.pooling import pooled
+from jaxptft.models.pooling import pooled, reads_images, usual_pooling
+from jaxptft.models.resnet_config import ResNetConfig, resnet_config
 from jaxptft.models.sampling import Sampling
+from jaxptft.models.stack import stack
+from jaxptft.models.vit_config import VitConfig
 
 __all__ = [
+    "BeitConfig",
     "BertConfig",
+    "ConvConfig",
     "Decoder",
+    "DvaeConfig",
     "Generated",
     "Gpt2Config",
+    "MaeConfig",
     "Model",
     "ModernBertConfig",
     "OUTPUTS",
     "Params",
+    "ResNetConfig",
     "Sampling",
+    "VitConfig",
     "build",
     "classifier",
     "decoder",
+    "dvae",
     "encoder",
     "features",
     "generate",
     "mlp",
     "pooled",
+    "reads_images",
+    "resnet_config",
+    "stack",
+    "usual_pooling",
 ]

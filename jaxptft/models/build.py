@@ -5,17 +5,34 @@ from typing import Any
 
 from jaxtyping import Array
 
-from jaxptft.models import bert, gpt2, modernbert
+from jaxptft.models import beit, bert, conv, gpt2, mae, modernbert, resnet, vit
+from jaxptft.models.beit_config import BeitConfig
 from jaxptft.models.bert_config import BertConfig
+from jaxptft.models.conv_config import ConvConfig
 from jaxptft.models.gpt2_config import Gpt2Config
+from jaxptft.models.mae_config import MaeConfig
 from jaxptft.models.model import Model
 from jaxptft.models.modernbert_config import ModernBertConfig
+from jaxptft.models.resnet_config import ResNetConfig
+from jaxptft.models.vit_config import VitConfig
 
-_ARCHITECTURES: dict[type, Any] = {BertConfig: bert, ModernBertConfig: modernbert, Gpt2Config: gpt2}
+AnyConfig = BertConfig | ModernBertConfig | Gpt2Config | ResNetConfig | ConvConfig | VitConfig | MaeConfig | BeitConfig
+"""The config of an architecture."""
+
+_ARCHITECTURES: dict[type, Any] = {
+    BertConfig: bert,
+    ModernBertConfig: modernbert,
+    Gpt2Config: gpt2,
+    ResNetConfig: resnet,
+    ConvConfig: conv,
+    VitConfig: vit,
+    MaeConfig: mae,
+    BeitConfig: beit,
+}
 
 
 def build(
-    config: BertConfig | ModernBertConfig | Gpt2Config,
+    config: AnyConfig,
     task: str,
     *,
     classes: int | None = None,
@@ -34,9 +51,7 @@ def build(
     return _architecture(config).build(config, task, **options)
 
 
-def features(
-    config: BertConfig | ModernBertConfig | Gpt2Config, *, stop: int, dtype: str | None = None
-) -> Callable[..., Array]:
+def features(config: AnyConfig, *, stop: int, dtype: str | None = None) -> Callable[..., Array]:
     """What a frozen prefix of the model computes, (params, batch) -> "hidden" for `build(..., start=stop)`."""
     return _architecture(config).features(config, stop=stop, dtype=dtype)
 

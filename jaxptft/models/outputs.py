@@ -44,12 +44,15 @@ def put_attention(
     k: Float[Array, "batch length heads head_width"],
     v: Float[Array, "batch length heads head_width"],
     mask: Bool[Array, "batch queries keys"],
+    *,
+    bias: Float[Array, "heads queries keys"] | None = None,
 ) -> None:
     """Leaves behind what `layers.attend` is about to compute with these, as far as it is asked for."""
     if wanted(module, "qkv"):
         put(module, "qkv", jnp.stack([q, k, v]))
     if wanted(module, "attention") or wanted(module, "scores"):
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+        scores = scores if bias is None else scores + bias
         seen = mask[:, None]
         masked = jnp.where(seen, scores, -0.7 * jnp.finfo(jnp.float32).max)
         put(module, "attention", jax.nn.softmax(masked, axis=-1))

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Key
 
+from jaxptft.models.batch_norm import STATISTICS, running_statistics
 from jaxptft.models.heads import flatten_choices
 from jaxptft.models.model import Model, Params
 from jaxptft.models.outputs import gather
@@ -32,6 +33,39 @@ def as_model(module: nn.Module, *, dropouts: tuple[float, ...], outputs: Sequenc
         return {"logits": result, **gather(left, outputs)}
 
     return Model(init, apply)
+
+
+def as_model_with_statistics(module: nn.Module, *, dropouts: tuple[float, ...] = ()) -> Model:
+    """The functions around a module with batch norms, called with (batch, train=, axis_name=); see `Model`.
+
+    Given `statistics` may hold those of other models too, which come back as they are.
+    """
+
+    def init(rng: Key[Array, ""], batch: Batch) -> Params:
+        return module.init({"params": rng}, batch)["params"]  # type: ignore[return-value]
+
+    def apply(
+        params: Params,
+        batch: Batch,
+        *,
+        rng: Key[Array, ""] | None = None,
+        train: bool = False,
+        statistics: Params | None = None,
+        axis_name: str | None = None,
+    ) -> Any:
+        if train and rng is None and any(rate > 0 for rate in dropouts):
+            raise ValueError("train=True with dropout needs rng: pass a key, or a config whose dropouts are 0")
+        options: dict[str, Any] = {"rngs": None if rng is None else {"dropout": rng}, "train": train}
+        options["axis_name"] = axis_name
+        if statistics is None:
+            return module.apply({"params": params}, batch, **options)
+        variables = {"params": params, STATISTICS: statistics}
+        if not train:
+            return module.apply(variables, batch, **options), statistics
+        result, renewed = module.apply(variables, batch, **options, mutable=[STATISTICS])
+        return result, renewed[STATISTICS]
+
+    return Model(init, apply, running_statistics)
 
 
 def as_features(backbone: nn.Module, *, stop: int) -> Callable[[Params, Batch], Array]:

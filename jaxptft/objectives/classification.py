@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxptft import losses
 from jaxptft.objectives.contract import Batch, Context, Mean, Model, Objective, Params, lift, slice_rng
+from jaxptft.objectives.forward import forward, statistics_state
 
 
 def classification(
@@ -26,10 +27,10 @@ def classification(
 
     def logits_of(params: Params, batch: Batch, context: Context):
         rng = slice_rng(context.rng, batch) if context.train else None
-        return model.apply(params, batch, rng=rng, train=context.train)
+        return forward(model, params, batch, context, rng)
 
     def loss(params, batch, context):
-        logits = logits_of(params, batch, context)
+        logits, state = logits_of(params, batch, context)
         valid, label = batch["valid"], batch["label"]
         per_example = losses.cross_entropy(
             logits, label, label_smoothing=label_smoothing, class_weights=weights, valid=valid
@@ -41,10 +42,16 @@ def classification(
         right = (jax.lax.stop_gradient(logits).argmax(-1) == label) & valid
         return (
             {"classification": Mean(per_example.sum(), counted.sum())},
-            {"classification/accuracy": Mean(right.sum(), valid.sum())},
+            ({"classification/accuracy": Mean(right.sum(), valid.sum())}, state),
         )
 
     def predict(params, batch, context):
-        return {"logits": logits_of(params, batch, context)}
+        return {"logits": logits_of(params, batch, context)[0]}
 
-    return lift(loss, init=model.init, predict=predict)
+    return lift(
+        loss,
+        init=model.init,
+        start=lambda params, batch: statistics_state(model, params),
+        predict=predict,
+        coupled=getattr(model, "statistics", None) is not None,
+    )

@@ -97,6 +97,11 @@ def combine(
     def prepare(params, state, step):
         return {name: sources[name][1].prepare(params, state[name], step) for name in state}
 
+    def finish(params, state):
+        for name, (_, objective) in sources.items():
+            params = objective.finish(params, state[name])
+        return params
+
     def loss(params, batch, context):
         terms, metrics, state = {}, {}, dict(context.state)
         for name in present(batch):
@@ -129,6 +134,7 @@ def combine(
             "penalties": {penalty.name: penalty.constants for penalty in penalties},
         },
         coupled=any(objective.coupled for _, objective in sources.values()),
+        finish=finish,
     )
 
 

@@ -17,7 +17,10 @@ Batch = dict[str, Any]
 
 
 class Model(Protocol):
-    """A pair of pure functions: `init(rng, batch)` makes params, `apply(params, batch, rng=, train=)` reads them."""
+    """A pair of pure functions: `init(rng, batch)` makes params, `apply(params, batch, rng=, train=)` reads them.
+
+    Where it also has `statistics`, batches are normalized by their own: see `forward`.
+    """
 
     @property
     def init(self) -> Callable[..., Params]: ...
@@ -60,6 +63,7 @@ class Objective(NamedTuple):
     predict: Callable[[Params, Batch, Context], dict[str, Array]]
     constants: PyTree
     coupled: bool  # examples interact: NT-Xent, queues, BatchNorm, MMD, CORAL
+    finish: Callable[[Params, PyTree], Params]  # what leaves when learning ends: running statistics put into params
 
 
 def lift(
@@ -71,11 +75,13 @@ def lift(
     predict: Callable[[Params, Batch, Context], dict[str, Array]] | None = None,
     constants: PyTree = None,
     coupled: bool = False,
+    finish: Callable[[Params, PyTree], Params] | None = None,
 ) -> Objective:
     """Fill the defaults of an `Objective` around a plain loss function.
 
     `loss` may return terms alone, `(terms, metrics)` or `(terms, (metrics, state))`; terms and metrics are dicts of
-    `Mean`. Anything else is a TypeError when the loss is traced.
+    `Mean`. Anything else is a TypeError when the loss is traced. `finish` puts the state's "statistics" into params
+    by default, where there are any.
 
     >>> import jax.numpy as jnp
     >>> def squares(params, batch, context):
@@ -101,7 +107,20 @@ def lift(
         predict=predict or no_predictions,
         constants=constants,
         coupled=coupled,
+        finish=finish or with_statistics,
     )
+
+
+def with_statistics(params: Params, state: PyTree) -> Params:
+    """Params with the running statistics of `state["statistics"]`, if there are any, in place of their own."""
+
+    def put(tree, values):
+        held = dict(tree)
+        for name, value in values.items():
+            held[name] = put(held[name], value) if isinstance(value, dict) else value
+        return held
+
+    return put(params, state["statistics"]) if isinstance(state, dict) and state.get("statistics") else params
 
 
 def total_loss(terms: Terms) -> Float[Array, ""]:

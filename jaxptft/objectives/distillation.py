@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxptft import losses
 from jaxptft.objectives.contract import Batch, Mean, Metrics, Model, Objective, Params, Terms, lift, slice_rng
@@ -26,6 +26,8 @@ from jaxptft.objectives.masking import Masking, TokenTable, check_table
 
 HEAD = "distillation"  # the key in params of what the matching itself learns
 TEACHER_LOGITS = "teacher_logits"  # in a batch
+
+Read = Callable[[Array, Batch], tuple[Float[Array, "batch places classes"], Bool[Array, "batch places"]]]
 
 
 class Match(NamedTuple):
@@ -75,6 +77,7 @@ def distillation(
     teacher_params: Params | None = None,
     soft: float = 1.0,
     temperature: float | None = 2.0,
+    read: Read | None = None,
     matches: Mapping[str, Match] | None = None,
     tokens: TokenTable | None = None,
     masking: Masking | None = None,
@@ -89,6 +92,8 @@ def distillation(
     Args:
         temperature: of both distributions; None takes the mean squared difference of the logits instead, which is what
             a regression, and classes that do not exclude each other, can be distilled by.
+        read: what of the logits are distributions, and which of these count, where that is not as said below:
+            `answer_places` for questions, `response_tokens` for responses.
         matches: the inner layers, by the name of the term.
         tokens, masking, capacity: hide tokens as `masked_lm` does, and read the logits at the hidden ones alone. With
             the same values, and combined so that it reads the same batch, the same tokens are hidden as there.
@@ -98,10 +103,12 @@ def distillation(
     hidden states of different widths are matched, params have "distillation"/"projection".
 
     Raises ValueError on nothing to learn, matches or parameters without a teacher, a match called "soft", layers that
-    the models lack, logits of a single class under a temperature, and packed rows.
+    the models lack, logits of a single class under a temperature, both `read` and `tokens`, and packed rows.
     """
     matches = {name: match for name, match in (matches or {}).items() if match.weight}
     _check(teacher, teacher_params, soft, matches)
+    if read is not None and tokens is not None:
+        raise ValueError("both read and tokens say which places count; give one")
     constants: dict[str, Any] = {} if teacher is None else {"teacher": teacher_params}
     if tokens is not None:
         constants["tokens"] = check_table(tokens)
@@ -144,8 +151,10 @@ def distillation(
         ours = _outputs(student.apply(params, batch, rng=rng, train=context.train))
         theirs = jax.tree.map(jax.lax.stop_gradient, taught(context.constants, batch))
         terms: Terms = {}
-        logits = (_of_choices(ours["logits"], batch), _of_choices(theirs["logits"], batch))
-        divergence, metrics = _soft(*logits, temperature, counted, batch["valid"])
+        first, second = (_of_choices(outputs["logits"], batch) for outputs in (ours, theirs))
+        if read is not None:
+            (first, counted), (second, _) = read(first, batch), read(second, batch)
+        divergence, metrics = _soft(first, second, temperature, counted, batch["valid"])
         if soft:
             terms["soft"] = Mean(soft * divergence.total, divergence.count)
         projection = params.get(HEAD, {}).get("projection", {}).get("kernel")

@@ -10,8 +10,11 @@ The adapters are parameters beside the model's, under `lora`, each at its kernel
     {"backbone": ..., "lora": {"backbone": {"layer_0": {"attention": {"query": {"kernel": {"a": ..., "b": ...}}}}}}}
 
 The sum is taken before the model runs, so any model and any kernel will do, and what is exported is what was trained.
-Frozen kernels have no optimizer moments; their gradient is still formed, on its way to a and b. A dropout on the
-adapters' inputs alone, which other implementations offer, has no place here: the model sees one kernel.
+Frozen kernels have no optimizer moments; their gradient is still formed, on its way to a and b.
+
+There is no dropout on the adapters' inputs (`lora_dropout` of `peft`): x W_0 + scale * (m x) a b, with a mask m that
+is drawn for every token, which no one kernel gives all tokens. Dropping rows of a would drop the same inputs for the
+whole batch, and is another regulariser. The model's own dropout acts on both summands alike, as without adapters.
 """
 
 import math

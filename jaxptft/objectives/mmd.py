@@ -24,7 +24,8 @@ def mmd(
 ) -> Objective:
     """MMD^2 between the features of the valid rows of `batch[source]` and of `batch[target]`.
 
-    `features.apply` returns [rows, width]; labels are not read. `kernel` is "rbf", whose options are those of
+    `features.apply` returns [rows, width]; labels are not read. Unbiased, the term may be negative: where the domains
+    are alike its mean over batches is 0. `kernel` is "rbf", whose options are those of
     `losses.squared_mmd`, or "linear". Split by a mapped axis, the rows of all devices are gathered first.
 
     Raises ValueError on another kernel, and KeyError on a batch that lacks a domain.

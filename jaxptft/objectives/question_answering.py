@@ -20,6 +20,18 @@ def best_places(
     return jnp.where(absent, 0.0, values), jnp.where(absent, -1, places)
 
 
+def answer_places(
+    logits: Float[Array, "batch length 2"], batch: Batch
+) -> tuple[Float[Array, "batch 2 length"], Bool[Array, "batch 2"]]:
+    """Two distributions over the tokens of each row, where the answer starts and where it ends, and which count.
+
+    Beyond the end of a row the logits are so low that the probability is exactly 0.
+    """
+    inside = batch["attention_mask"][:, None] > 0
+    placed = jnp.where(inside, jnp.moveaxis(logits, -1, 1), -1e30)
+    return placed, jnp.broadcast_to(batch["valid"][:, None], placed.shape[:2])
+
+
 def question_answering(model: Model, *, n_best: int = 20, label_smoothing: float = 0.0) -> Objective:
     """The mean of the cross-entropies of the answer's start and end, averaged over valid windows.
 

@@ -2,9 +2,24 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxptft import losses
-from jaxptft.objectives.contract import Mean, Model, Objective, lift, slice_rng
+from jaxptft.objectives.contract import Batch, Mean, Model, Objective, lift, slice_rng
+
+
+def response_targets(batch: Batch) -> tuple[Int[Array, "batch length"], Bool[Array, "batch length"]]:
+    """The token that each position is to predict, and whether that is one of a valid row's response."""
+    segments = jnp.where(batch["valid"][:, None], batch["attention_mask"], 0)
+    targets, predicted = losses.next_tokens(batch["input_ids"], segments)
+    return targets, predicted & (jnp.pad(batch["token_type_ids"][:, 1:], ((0, 0), (0, 1))) == 1)
+
+
+def response_tokens(
+    logits: Float[Array, "batch length vocab"], batch: Batch
+) -> tuple[Float[Array, "batch length vocab"], Bool[Array, "batch length"]]:
+    """A distribution over the vocabulary at each position, and which of them predict a token of a response."""
+    return logits, response_targets(batch)[1]
 
 
 def response(model: Model) -> Objective:
@@ -20,10 +35,7 @@ def response(model: Model) -> Objective:
         rng = slice_rng(context.rng, batch) if context.train else None
         seen = {name: value for name, value in batch.items() if name != "token_type_ids"}
         logits = model.apply(params, seen, rng=rng, train=context.train)
-        segments = jnp.where(batch["valid"][:, None], batch["attention_mask"], 0)
-        targets, predicted = losses.next_tokens(batch["input_ids"], segments)
-        answers = jnp.pad(batch["token_type_ids"][:, 1:], ((0, 0), (0, 1))) == 1
-        counted = predicted & answers
+        targets, counted = response_targets(batch)
         loss = losses.cross_entropy(logits, targets, valid=counted)
         right = (jax.lax.stop_gradient(logits).argmax(-1) == targets) & counted
         return loss.sum(1), counted.sum(1).astype(jnp.float32), right.sum()

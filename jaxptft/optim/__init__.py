@@ -7,7 +7,7 @@ from jaxptft.optim.plan import NO_DECAY, Plan, Rule, Timetable, frozen, multipli
 from jaxptft.optim.plans import bias_only, gradual_unfreezing, layer_decay
 from jaxptft.optim.schedules import KINDS, schedule
 from jaxptft.optim.split_tree import merge, partition
-from jaxptft.optim.staged import by_stage, plan_adamw
+from jaxptft.optim.staged import by_stage, clip_by_group, plan_adamw
 
 __all__ = [
     "KINDS",
@@ -19,6 +19,7 @@ __all__ = [
     "bias_only",
     "by_pattern",
     "by_stage",
+    "clip_by_group",
     "freeze",
     "frozen",
     "frozen_prefix",

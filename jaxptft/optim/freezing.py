@@ -1,6 +1,7 @@
 """Freezing: which parameters stay as they are, and an optax transformation that keeps them so.
 
-Parameters are `{"backbone": {"embeddings", "layer_0", ..., "pooler"}, "<head>": ...}`. What to freeze is said by path
+Parameters are `{"backbone": {"embeddings", "layer_0", ..., "pooler"}, "<head>": ...}`; a convolutional backbone has
+"stem", "stage_0", ... in their places, and what is said of layers holds for its stages. What to freeze is said by path
 patterns, or in words (`trainable_mask`):
 
     none                          everything is trained
@@ -20,16 +21,23 @@ from jaxtyping import PyTree
 from jaxptft.optim import patterns as path_patterns
 
 _TOP = re.compile(r"all-but-top-(\d+)")
-_LAYER = re.compile(r"layer_(\d+)")
+_LAYER = re.compile(r"(layer|stage)_(\d+)")
 _COMMA = re.compile(r",(?![^{]*\})")  # a comma that is not inside braces
 
 
-def count_layers(backbone: PyTree) -> int:
-    """How many layers the backbone has; they are numbered from 0 without gaps."""
-    numbers = sorted(int(found[1]) for found in map(_LAYER.fullmatch, backbone) if found)
-    if numbers != list(range(len(numbers))):
-        raise ValueError(f"layers must be numbered layer_0, layer_1, ... without gaps, got {numbers}")
-    return len(numbers)
+def entry_of(backbone: PyTree) -> list[str]:
+    """The name of what reads the input, the embeddings or the stem; none where there is no such piece."""
+    return [name for name in ("embeddings", "stem") if name in backbone]
+
+
+def layers_of(backbone: PyTree) -> list[str]:
+    """The names of the backbone's layers, or of its stages, from 0 without gaps."""
+    found = sorted((kind[1], int(kind[2])) for kind in map(_LAYER.fullmatch, backbone) if kind)
+    kind = found[0][0] if found else "layer"
+    if found != [(kind, number) for number in range(len(found))]:
+        got = [f"{name}_{number}" for name, number in found]
+        raise ValueError(f"layers must be numbered {kind}_0, {kind}_1, ... without gaps, got {', '.join(got)}")
+    return [f"{kind}_{number}" for _, number in found]
 
 
 def backbone_of(params: PyTree) -> PyTree:
@@ -66,11 +74,10 @@ def top_layers(params: PyTree, k: int) -> tuple[str, ...]:
     ('backbone/embeddings/**', 'backbone/layer_0/**')
     """
     backbone = backbone_of(params)
-    layers = count_layers(backbone)
-    if not 0 <= k <= layers:
-        raise ValueError(f"cannot train the top {k} layers of a backbone with {layers}: choose 0 to {layers}")
-    embeddings = ["embeddings"] if "embeddings" in backbone else []
-    return tuple(f"backbone/{piece}/**" for piece in [*embeddings, *(f"layer_{i}" for i in range(layers - k))])
+    layers = layers_of(backbone)
+    if not 0 <= k <= len(layers):
+        raise ValueError(f"cannot train the top {k} layers of a backbone with {len(layers)}: choose 0 to {len(layers)}")
+    return tuple(f"backbone/{piece}/**" for piece in [*entry_of(backbone), *layers[: len(layers) - k]])
 
 
 def _frozen_patterns(params: PyTree, freeze: str | Sequence[str]) -> Sequence[str]:
@@ -112,7 +119,7 @@ def frozen_prefix(trainable: PyTree[bool]) -> int | None:
     """How much of the backbone is wholly frozen from its input on, for a mask made by `trainable_mask`.
 
     None: not even the embeddings. k: the embeddings and layers 0 to k - 1. layers + 1: the whole backbone, the pooler
-    included. This is the part that can run without dropout, and whose outputs never change.
+    included. This is the part that can run without dropout and on running statistics, and whose outputs never change.
 
     Raises:
         ValueError: layers are not numbered without gaps.
@@ -122,14 +129,12 @@ def frozen_prefix(trainable: PyTree[bool]) -> int | None:
     1
     """
     backbone = trainable.get("backbone") if isinstance(trainable, Mapping) else None
-    if not isinstance(backbone, Mapping) or "embeddings" not in backbone:
+    if not isinstance(backbone, Mapping) or not entry_of(backbone):
         return None
-    layers = count_layers(backbone)
+    layers = layers_of(backbone)
     if not any(jax.tree.leaves(backbone)):
-        return layers + 1
-    frozen = [
-        not any(jax.tree.leaves(backbone[piece])) for piece in ("embeddings", *(f"layer_{i}" for i in range(layers)))
-    ]
+        return len(layers) + 1
+    frozen = [not any(jax.tree.leaves(backbone[piece])) for piece in (*entry_of(backbone), *layers)]
     leading = [*frozen, False].index(False)
     return leading - 1 if leading else None
 

@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 
 from jaxptft.optim.patterns import by_pattern, mask, paths
 
-NO_DECAY = ("**/bias", "**/norm/**", "**/*_norm/**")  # biases and norms, as BERT is trained
+NO_DECAY = ("**/bias", "**/norm/**", "**/*_norm/**", "**/*_scale/**")  # biases, norms and the scales of branches
 
 
 @dataclass(frozen=True, kw_only=True)

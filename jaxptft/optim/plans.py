@@ -1,7 +1,8 @@
 """Plans that are made for any model: lower rates below, one layer more at a time, biases alone.
 
 The pieces of a backbone are its embeddings, its layers as they are stored (ALBERT's groups count as one each), and what
-follows them: a pooler, a last norm. Everything outside the backbone is a head.
+follows them: a pooler, a last norm. A convolutional one has a stem and stages instead. Everything outside the backbone
+is a head.
 """
 
 import itertools
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 
 from jaxtyping import PyTree
 
-from jaxptft.optim.freezing import backbone_of, count_layers
+from jaxptft.optim.freezing import backbone_of, entry_of, layers_of
 from jaxptft.optim.patterns import matches, paths
 from jaxptft.optim.plan import Plan, Rule
 
@@ -17,8 +18,7 @@ from jaxptft.optim.plan import Plan, Rule
 def _ordered(params: PyTree) -> tuple[list[str], list[str]]:
     """The backbone's pieces from the input up to its last layer, and those that follow."""
     backbone = backbone_of(params)
-    below = [piece for piece in ("embeddings",) if piece in backbone]
-    below += [f"layer_{index}" for index in range(count_layers(backbone))]
+    below = [*entry_of(backbone), *layers_of(backbone)]
     return below, sorted(set(backbone) - set(below))
 
 
@@ -40,10 +40,10 @@ def layer_decay(params: PyTree, decay: float) -> Plan:
     if not 0.0 < decay <= 1.0:
         raise ValueError(f"layer_decay must lie in (0, 1], got {decay}")
     below, above = _ordered(params)
-    layers = count_layers(backbone_of(params))
-    depths = {piece: 0 if piece == "embeddings" else int(piece.removeprefix("layer_")) + 1 for piece in below}
-    depths |= dict.fromkeys(above, layers + 1)
-    rules = {f"backbone/{piece}/**": Rule(rate=decay ** (layers + 2 - depth)) for piece, depth in depths.items()}
+    layers = layers_of(backbone_of(params))
+    depths = {piece: layers.index(piece) + 1 if piece in layers else 0 for piece in below}
+    depths |= dict.fromkeys(above, len(layers) + 1)
+    rules = {f"backbone/{piece}/**": Rule(rate=decay ** (len(layers) + 2 - depth)) for piece, depth in depths.items()}
     return Plan(rules, "layer_decay", whole=True)
 
 

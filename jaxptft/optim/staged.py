@@ -6,14 +6,14 @@ is 3.2 times, as long as it should be. So each stage has moments and a count of 
 the optimizer's state has one structure throughout; those of a stage that has not begun stay bitwise as they are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import optax
 from jaxtyping import PyTree
 
 from jaxptft.optim.adamw import check_numbers
-from jaxptft.optim.patterns import paths
+from jaxptft.optim.patterns import by_pattern, paths
 from jaxptft.optim.plan import Rule, Timetable
 
 
@@ -69,12 +69,42 @@ def _each(table: Timetable, change: Callable[[Rule, PyTree, PyTree], PyTree]) ->
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+def clip_by_group(clip_norm: float, apart: Sequence[str]) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` for each group of leaves by itself; no state.
+
+    The leaves that a pattern of `apart` matches are a group, the first pattern's that does; all others are one more. So
+    two players that learn from one loss are clipped as if each had a loss of its own.
+
+    Raises:
+        ValueError: at `init`, a pattern matches nothing, or nothing that the patterns before it had not taken.
+    """
+    groups, clip = dict(zip(apart, range(len(apart)), strict=True)), optax.clip_by_global_norm(clip_norm)
+
+    def init(params: PyTree) -> optax.EmptyState:
+        by_pattern(params, groups, default=-1)
+        return optax.EmptyState()
+
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
+        del params
+        leaves, structure = jax.tree.flatten(updates)
+        numbers = jax.tree.leaves(by_pattern(updates, groups, default=-1, strict=False))
+        for group in sorted(set(numbers)):
+            own = [place for place, number in enumerate(numbers) if number == group]
+            clipped, _ = clip.update([leaves[place] for place in own], optax.EmptyState())
+            for place, leaf in zip(own, jax.tree.leaves(clipped), strict=True):
+                leaves[place] = leaf
+        return structure.unflatten(leaves), state
+
+    return optax.GradientTransformation(init, update)
+
+
 def plan_adamw(
     learning_rate: optax.ScalarOrSchedule,
     table: Timetable,
     *,
     weight_decay: float = 0.01,
     clip_norm: float | None = 1.0,
+    clip_apart: Sequence[str] = (),
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -84,19 +114,24 @@ def plan_adamw(
     Initialise it with all that ever trains (`partition(params, table.ever)`), and update what trains now
     (`partition(params, table.stages[step])`): the norm that is clipped is that of what trains now, and the learning
     rate is the schedule's at the number of updates so far, for new and old parameters alike. Where the plan has one
-    stage its updates are `adamw`'s, bit for bit.
+    stage its updates are `adamw`'s, bit for bit. What a pattern of `clip_apart` matches is clipped by a norm of its
+    own, and the rest by theirs (`clip_by_group`).
 
     Raises:
-        ValueError: a number out of range; at `init` or `update`, a parameter that the plan keeps frozen.
+        ValueError: a number out of range, or patterns to clip apart where nothing is clipped; at `init` or `update`, a
+            parameter that the plan keeps frozen; at `init`, a pattern that matches nothing.
     """
     check_numbers(weight_decay=weight_decay, clip_norm=clip_norm, b1=b1, b2=b2, eps=eps)
+    if clip_norm is None and clip_apart:
+        raise ValueError(f"clip_apart is {list(clip_apart)}, but without clip_norm nothing is clipped: give both")
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
 
     def decayed(rule: Rule, update: PyTree, parameter: PyTree) -> PyTree:
         decay = weight_decay if rule.decay is None else rule.decay
         return update + decay * parameter if decay else update
 
     return optax.chain(
-        optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
+        clip_by_group(clip_norm, clip_apart) if clip_norm is not None and clip_apart else clip,
         by_stage(optax.scale_by_adam(b1=b1, b2=b2, eps=eps), table),
         _each(table, decayed),
         _each(table, lambda rule, update, _: update if rule.rate == 1.0 else rule.rate * update),

@@ -17,12 +17,19 @@ COMMANDS = {
     "pretrain": Command(
         "jaxptft.recipes.pretrain", "Config", "run", "pre-train on raw text, from scratch or on from a checkpoint"
     ),
+    "pretrain images": Command(
+        "jaxptft.recipes.pretrain_images", "Config", "run", "pre-train on images without labels"
+    ),
     "finetune": Command("jaxptft.recipes.finetune", "Config", "run", "fine-tune a model for a task"),
     "distill": Command("jaxptft.recipes.distill", "Config", "run", "distil a fine-tuned model into a smaller one"),
     "sweep": Command("jaxptft.recipes.sweep", "Config", "run", "search a recipe's values, and run the best again"),
     "plan": Command("jaxptft.recipes.plan", "Config", "run", "what of a model would train, by layer and stage"),
     "evaluate": Command("jaxptft.recipes.evaluate", "Config", "run", "evaluate a fine-tuned model on labelled rows"),
     "predict": Command("jaxptft.recipes.predict", "Config", "run", "predict each row of a file"),
+    "embed": Command("jaxptft.recipes.embed", "Config", "run", "the vector of each row, text or image, in a file"),
+    "probe": Command(
+        "jaxptft.recipes.probe", "Config", "run", "linear probe and nearest neighbours on frozen features"
+    ),
     "forgetting": Command(
         "jaxptft.recipes.forgetting", "Config", "run", "how far a model is from what it was, layer by layer"
     ),

@@ -6,11 +6,13 @@ from typing import Any
 import jax
 
 from jaxptft import data, models, objectives, train
+from jaxptft.data.cache import fingerprint
 from jaxptft.recipes.additions import Addition, Build
 from jaxptft.recipes.finetune import Adaptation, Config
 from jaxptft.recipes.importance import Importance, Weighted, features_of_rows, importance_weights
+from jaxptft.recipes.measured import Measured
 from jaxptft.recipes.tasks.splits import batch_options
-from jaxptft.recipes.training import EVALUATION_ROWS, Batches, fresh_pieces
+from jaxptft.recipes.training import EVALUATION_ROWS, TextBatches, fresh_pieces
 from jaxptft.recipes.training_settings import total_steps
 
 TARGET = "target"  # the name of its rows in a batch
@@ -44,7 +46,7 @@ def read_target(
     return data.Batches(tokens, buckets=buckets, **options)
 
 
-def additions_of(config: Config, target: Batches, *, steps_per_epoch: int) -> list[Addition]:
+def additions_of(config: Config, target: TextBatches, *, steps_per_epoch: int) -> list[Addition]:
     """What draws the domains' features together, each weighted as the config says; the first brings the target's rows.
 
     [] where training rows are weighted by importance, and no more.
@@ -70,16 +72,19 @@ def additions_of(config: Config, target: Batches, *, steps_per_epoch: int) -> li
 
 def weigh(
     chosen: Adaptation,
-    batches: Batches,
-    target: Batches,
+    batches: TextBatches,
+    target: TextBatches,
     *,
     features: models.Model,
     params: objectives.Params,
     mesh: Any,
     seed: int,
     say: Callable[[str], None],
+    measured: Measured,
 ) -> Weighted:
     """Training batches whose rows count as much as they look like the target's, to the model as it was imported.
+
+    Where a run is resumed, their weights are those that it `measured`.
 
     Raises ValueError where the features need parameters that were not imported.
     """
@@ -93,9 +98,14 @@ def weigh(
         every = (rows.batch_at(step) for step in range(rows.steps_per_epoch))
         return jax.device_get(features_of_rows(features, placed, every, place=place))
 
-    found: Importance = importance_weights(read(batches.tokenized), read(target.tokenized), clip=chosen.clip, seed=seed)
-    say(
-        f"importance: the domains are told apart with AUC {found.separation:.3f}; {len(found.weights)} rows weigh as "
-        f"{found.effective_rows:.0f}"
-    )
-    return Weighted(batches, found.weights)
+    def measure() -> Any:
+        rows, others = read(batches.tokenized), read(target.tokenized)
+        found: Importance = importance_weights(rows, others, clip=chosen.clip, seed=seed)
+        say(
+            f"importance: the domains are told apart with AUC {found.separation:.3f}; {len(found.weights)} rows weigh "
+            f"as {found.effective_rows:.0f}"
+        )
+        return found.weights
+
+    made_of = fingerprint([batches.content, target.content, train.fingerprint(params)])
+    return Weighted(batches, measured.take("row_weights", made_of, measure, like=0.0))

@@ -21,10 +21,7 @@ class Build(NamedTuple):
 
     def pooled(self, pooling: str | None = None) -> models.Model:
         """One vector a text; by default the one that a classifier of this family reads."""
-        if pooling is None:
-            causal = isinstance(self.architecture, models.Gpt2Config)
-            pooler = getattr(self.architecture, "pooler", False)
-            pooling = "last" if causal else "pooler" if pooler else "first"
+        pooling = pooling or models.usual_pooling(self.architecture)
         return models.pooled(self.architecture, pooling, frozen_layers=self.frozen_layers)
 
 

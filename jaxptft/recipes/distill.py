@@ -61,7 +61,8 @@ class Config(finetune.Config):
     """weight of the relations between tokens"""
     matching: Matching = Matching()
     teacher_logits: Literal["auto", "cached", "live"] = "auto"
-    """cached: the teacher answers once, and its answers are kept; auto: wherever they alone are needed"""
+    """cached: the teacher answers once, and its answers are kept; auto: wherever they alone are needed, but not those
+    to choices and in responses"""
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
@@ -72,7 +73,12 @@ class Config(finetune.Config):
         if not (self.soft or self.hidden or self.attention or self.relation):
             raise ValueError("soft, hidden, attention and relation are all 0, so nothing is distilled; give one")
         if self.student.startswith("layers:"):
-            read_layers(self.student)
+            numbers = ",".join(map(str, read_layers(self.student)))
+            if self.lora.rank:
+                raise ValueError(
+                    f"adapters are for a model in a folder, and student {self.student} is in none; make one (jaxptft "
+                    f"convert change {self.teacher} --keep-layers {numbers} --out DIR) and give it as the student"
+                )
         read_pairs(self.matching.layers)
         read_pairs(self.matching.relation_layers)
         if not self.unlabelled:

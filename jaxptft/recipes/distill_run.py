@@ -13,6 +13,7 @@ from jaxptft.recipes import report as reports
 from jaxptft.recipes.additions import Addition, Build
 from jaxptft.recipes.distill import Config
 from jaxptft.recipes.finetune_run import FinetuneRun
+from jaxptft.recipes.inference import settings_of
 from jaxptft.recipes.students import in_order, layer_map, make_student
 from jaxptft.recipes.tasks import head_of
 from jaxptft.recipes.tasks.contract import Task
@@ -30,7 +31,7 @@ _PROBLEMS = {
     "regression": "regression",
 }
 _SQUARED = ("multi_label", "regression")  # whose outputs are no distribution over classes
-_TASKS = (*_PROBLEMS, "multiple_choice", "token_classification")
+_READ = {"question_answering": objectives.answer_places, "response": objectives.response_tokens}
 
 
 class DistillRun(FinetuneRun):
@@ -39,8 +40,6 @@ class DistillRun(FinetuneRun):
     config: Config
 
     def __init__(self, config: Config, *, name: str, say: Callable[[str], None], stop: "StopFlag"):
-        if config.task not in _TASKS:
-            raise ValueError(f"task {config.task} cannot be distilled; expected one of {', '.join(_TASKS)}")
         if config.task in _SQUARED and config.temperature is not None:
             raise ValueError(f"temperature softens a choice between classes, and {config.task} has none; leave it out")
         self.teacher_metrics: dict[str, dict[str, float]] = {}
@@ -58,13 +57,18 @@ class DistillRun(FinetuneRun):
 
     def _load(self, heads: tuple[str, ...]) -> tuple[Path, convert.Checkpoint]:
         config, head = self.config, head_of(self.config.task)
-        assert head is not None
-        folder, self.teacher = self._open(config.teacher, (head,))
-        if head not in self.teacher.params:
+        folder, self.teacher = self._open(config.teacher, () if head is None else (head,))
+        if head is not None and head not in self.teacher.params:
             raise ValueError(f"{config.teacher} has no head for {config.task}; fine-tune it first (jaxptft finetune)")
         problem, expected = self.teacher.extras.fields.get("problem_type"), _PROBLEMS.get(config.task)
         if expected is not None and problem not in (None, expected):
             raise ValueError(f"{config.teacher} is for {problem}, and task is {config.task}; choose its --task")
+        separator = settings_of(self.teacher.extras.fields).get("settled", {}).get("separator")
+        if config.task == "response" and separator is not None and separator != config.response.separator:
+            raise ValueError(
+                f"{config.teacher} was taught with the separator {separator!r}, and response.separator is "
+                f"{config.response.separator!r}; give the teacher's"
+            )
         if config.max_length > self.teacher.config.max_length:
             longest = self.teacher.config.max_length
             raise ValueError(f"max_length is {config.max_length}, but {config.teacher} has {longest} positions")
@@ -113,7 +117,8 @@ class DistillRun(FinetuneRun):
         config = self.config
         reasons = {
             "the inner layers are matched": bool(config.hidden or config.attention or config.relation),
-            f"{config.task} has more than one answer a row": config.task not in _PROBLEMS,
+            "each choice has an answer of its own": config.task == "multiple_choice",
+            "an answer is a number for each word at each token, thousands of times the text": config.task == "response",
             "the training texts change": bool(config.augment.deletion or config.augment.swap)
             or not all(isinstance(part, data.Batches) for part in task.batches.values()),
         }
@@ -133,15 +138,17 @@ class DistillRun(FinetuneRun):
         config, task, matches = self.config, self.task, self._matches()
         outputs = sorted({match.output for match in matches.values()})
         temperature = None if config.task in _SQUARED else config.temperature or TEMPERATURE
+        read = _READ.get(config.task)
         student = build(task.model_task, classes=task.classes, outputs=outputs)
         if self.cached:
-            return objectives.distillation(student, soft=config.soft, temperature=temperature)
+            return objectives.distillation(student, soft=config.soft, temperature=temperature, read=read)
         return objectives.distillation(
             student,
             models.build(self.teacher_config, task.model_task, classes=task.classes, outputs=outputs),
             teacher_params=self.teacher.params,
             soft=config.soft,
             temperature=temperature,
+            read=read,
             matches=matches,
         )
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from jaxptft.recipes import report as reports
 from jaxptft.recipes.settings import Settings
-from jaxptft.recipes.tasks.settings import Columns, MultiLabel, Tags
+from jaxptft.recipes.tasks.settings import Columns, MultiLabel, Settled, Tags
 
 
 class Config(Settings):
@@ -25,6 +25,7 @@ class Config(Settings):
     columns: Columns = Columns()
     labels: MultiLabel = MultiLabel()
     tags: Tags = Tags()
+    settled: Settled = Settled()
     on_bad_row: Literal["error", "skip"] = "error"
     split: str | None = None
     """which split, of data that have several (default: the validation split)"""
@@ -56,9 +57,10 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> reports.Report
 
     if config.out is not None and config.out.exists():
         raise FileExistsError(f"{config.out} exists; choose another --out")
-    data.refuse_absent_split(config.data, config.split)
     keep_compiled_programs()
     opened = Opened(config.model, family=config.family, allow_bin=config.allow_bin)
+    if opened.preprocessing is None:
+        data.refuse_absent_split(config.data, config.split)
     refuse_unused(config, opened.task)
     report = module_of(opened.task).evaluate(opened, config, say=say)
     say(report.text)

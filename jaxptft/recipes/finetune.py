@@ -15,7 +15,7 @@ from jaxptft.recipes.pretrain import Masking
 from jaxptft.recipes.report import Report, add_baseline
 from jaxptft.recipes.settings import Settings
 from jaxptft.recipes.tasks import TaskName
-from jaxptft.recipes.tasks.settings import Answers, Augment, Columns, MultiLabel, Response, Tags
+from jaxptft.recipes.tasks.settings import Answers, Augment, Columns, ImageViews, MultiLabel, Response, Tags
 from jaxptft.recipes.training_settings import TrainingSettings
 
 # What keeps imported parameters as they are, or near it.
@@ -134,9 +134,9 @@ class Adaptation(Settings):
 class Config(TrainingSettings):
     """Fine-tune a model: jaxptft finetune --model DIR --train train.csv --eval dev.csv --out runs/x"""
 
-    model: str
+    model: str = Field(min_length=1)
     """a Hugging Face folder, a run folder, a converted folder, or a name on the hub"""
-    train: str
+    train: str = Field(min_length=1)
     """rows to learn from: .csv, .tsv, .jsonl, .parquet, a folder saved by `datasets`, or a hub name (glue/sst2)"""
     eval: str | None = None
     """rows that choose the best model; without it, the source's validation split, or a tenth of the training rows"""
@@ -149,6 +149,7 @@ class Config(TrainingSettings):
     tags: Tags = Tags()
     answers: Answers = Answers()
     response: Response = Response()
+    images: ImageViews = ImageViews()
     auxiliary: Auxiliary = Auxiliary()
     adaptation: Adaptation = Adaptation()
     forgetting: Forgetting = Forgetting()

@@ -14,13 +14,14 @@ from jaxptft.recipes import report as reports
 from jaxptft.recipes.finetune import Config
 from jaxptft.recipes.forgetting_probe import Probe
 from jaxptft.recipes.inference import with_settings
+from jaxptft.recipes.measured import Measured
 from jaxptft.recipes.mixed import Mixed
 from jaxptft.recipes.model_source import can_have, locate, open_model
-from jaxptft.recipes.tasks import head_of, module_of
+from jaxptft.recipes.tasks import IMAGE_TASKS, head_of, module_of
 from jaxptft.recipes.tasks.contract import Task
+from jaxptft.recipes.tasks.kinds import reads_images
 from jaxptft.recipes.tasks.labelled_rows import augmented
 from jaxptft.recipes.training import (
-    Batches,
     Training,
     adopt,
     choose_devices,
@@ -39,6 +40,7 @@ class FinetuneRun:
 
     def __init__(self, config: Config, *, name: str, say: Callable[[str], None], stop: "StopFlag"):
         self.config, self.name, self.say, self.stop = config, name, say, stop
+        self.measured = Measured(config.out, resume=config.resume)
         self.mesh = train.make_mesh(choose_devices(config.devices))
         self._open_model()
         self._read_data()
@@ -53,6 +55,16 @@ class FinetuneRun:
             "mlm" if config.auxiliary.weight or config.forgetting.corpus or config.ewc.corpus else None,
         ]
         self.model_folder, self.checkpoint = self._load(tuple(head for head in heads if head is not None))
+        if self.config.from_scratch and config.freeze != "none":  # which a student of a size is too
+            raise ValueError(
+                f"every parameter starts afresh, and freeze={config.freeze!r} would keep some as they are drawn; leave "
+                "freeze out, or import a model"
+            )
+        self.tokenizer: Any = None
+        if reads_images(config, self.checkpoint.config):
+            if isinstance(self.checkpoint.config, models.MaeConfig):
+                self.checkpoint = convert.as_vit(self.checkpoint)
+            return
         self.tokenizer = data.load_tokenizer(self.model_folder)
         data.check_vocabulary(self.tokenizer, self.checkpoint.config.vocab_size)
         positions = self.checkpoint.config.max_length
@@ -66,6 +78,8 @@ class FinetuneRun:
 
     def _open(self, model: str, heads: tuple[str, ...]) -> tuple[Path, convert.Checkpoint]:
         config, folder = self.config, locate(model)
+        if config.task in IMAGE_TASKS:  # of pre-trained models not all have its head
+            heads = tuple(head for head in heads if can_have(folder, head, family=config.family))
         if not can_have(folder, "mlm", family=config.family):
             heads = tuple(head for head in heads if head != "mlm")  # a causal model predicts words without one
         return open_model(
@@ -86,9 +100,11 @@ class FinetuneRun:
 
     def _read_data(self) -> None:
         self.task: Task = self._read_task()
-        for batches in self.task.batches.values():
-            data.check_tokens(batches.tokenized, self.checkpoint.config.vocab_size)
-        self.task.batches["train"] = self._augmented(self.task.batches["train"])
+        if self.tokenizer is not None:
+            read: dict[str, Any] = self.task.batches
+            for batches in read.values():
+                data.check_tokens(batches.tokenized, self.checkpoint.config.vocab_size)
+            self.task.batches["train"] = self._augmented(self.task.batches["train"])
         monitor = self.config.monitor
         if monitor is not None and monitor not in self.task.monitors:
             raise ValueError(
@@ -108,14 +124,16 @@ class FinetuneRun:
                 for split, batches in self.task.batches.items()
             }
 
-    def _augmented(self, batches: Batches) -> Batches:
+    def _augmented(self, batches: Any) -> Any:
         vocab_size = self.checkpoint.config.vocab_size
         return augmented(batches, self.config, tokenizer=self.tokenizer, vocab_size=vocab_size)
 
     def _read_task(self) -> Task:
+        # What turns rows into numbers: a tokenizer, or the folder that says it of images.
+        source = {"folder": self.model_folder} if self.tokenizer is None else {"tokenizer": self.tokenizer}
         return module_of(self.config.task).read(
             self.config,
-            tokenizer=self.tokenizer,
+            **source,
             architecture=self.checkpoint.config,
             devices=self.mesh.size,
             checkpoint_names=self.checkpoint.labels,
@@ -138,7 +156,7 @@ class FinetuneRun:
             self._weigh(target)
         return found
 
-    def _weigh(self, target: Batches) -> None:
+    def _weigh(self, target: Any) -> None:
         """Let the training rows count as much as they look like the target's, if that is asked for."""
         config = self.config
         if not config.adaptation.importance:
@@ -147,15 +165,17 @@ class FinetuneRun:
             raise ValueError(f"adaptation.importance is for classification, and task is {config.task}; leave it out")
         if config.from_scratch:
             raise ValueError("adaptation.importance compares rows by what was imported; leave out from_scratch")
+        rows: Any = self.task.batches["train"]
         self.task.batches["train"] = adaptation.weigh(
             config.adaptation,
-            self.task.batches["train"],
+            rows,
             target,
             features=additions.Build(self.checkpoint.config, None).pooled(config.adaptation.pooling),
             params=self.checkpoint.params,
             mesh=self.mesh,
             seed=config.seed,
             say=self.say,
+            measured=self.measured,
         )
 
     def _build_model(self) -> None:
@@ -190,8 +210,24 @@ class FinetuneRun:
             if new := fresh_pieces(fresh, kept):
                 self.say(f"{config.model} lacks {', '.join(new)}: fresh")
         self.params, self.trainable = keeping.with_adapters(config, self.params, self.trainable, self.imported)
+        self._check_baseline()
         self.moves = keeping.moving(self.trainable)  # of the model's own parameters
         self.origin = f"{checkpoint.family} from {origin}"
+
+    def _check_baseline(self) -> None:
+        """A baseline from scratch has no adapters and no other domain: refused now, not when its turn comes."""
+        if self.config.baseline == "none":
+            return
+        lacking = {objectives.LORA, *(addition.head for addition in self.additions if addition.name == "dann")}
+        paths = optim.paths(self.params)
+        own = [path for path in paths if path.partition("/")[0] not in lacking]
+        for pattern in self.config.optimizer.multipliers:
+            reached = [path for path in paths if optim.matches(pattern, path)]
+            if reached and not set(reached) & set(own):
+                raise ValueError(
+                    f"optimizer.multipliers has {pattern!r}, of which a baseline from scratch has nothing; leave out "
+                    "the pattern or the baseline"
+                )
 
     def _objective(
         self, frozen_layers: int | None, penalties: Sequence[objectives.Penalty] = ()
@@ -257,9 +293,10 @@ class FinetuneRun:
             watch=(lambda state: probe.watch(self.merged(state.params))) if probe is not None and watched else None,
             monitor=self.monitor,
             higher_is_better=self.higher_is_better,
-            imported=None if config.from_scratch else self.kept,
+            prepare=self.measured.keep,
+            imported={} if config.from_scratch else self.kept,
             identity={
-                "tokenizer": data.tokenizer_fingerprint(self.tokenizer),
+                **({} if self.tokenizer is None else {"tokenizer": data.tokenizer_fingerprint(self.tokenizer)}),
                 **({} if probe is None else {"held_text": probe.fingerprint}),
                 # What was imported: fresh parameters follow from the seed, but for last bits that differ by machine.
                 "initial_model": train.fingerprint({} if config.from_scratch else self.checkpoint.params),
@@ -280,6 +317,7 @@ class FinetuneRun:
             mesh=self.mesh,
             say=self.say,
             stop=self.stop,
+            measured=self.measured,
         )
 
     def _l2_to_pretrained(self) -> list[objectives.Penalty]:
@@ -311,7 +349,8 @@ class FinetuneRun:
         found = {split: task.report(predictions[split], split, settled) for split in held_out}
         forgotten = None if self.probe is None else self.probe.compare(model)
         saved = [key for key in model if key in ("backbone", task.head)]
-        settings = {"task": config.task, "max_length": config.max_length} | ({"settled": settled} if settled else {})
+        settings = {"task": config.task} | ({"settled": settled} if settled else {})
+        settings |= {} if self.tokenizer is None else {"max_length": config.max_length}
         convert.save(
             config.out / "model",
             self.checkpoint,

@@ -107,6 +107,11 @@ class Weighted:
         self.tokenized, self.steps_per_epoch = batches.tokenized, batches.steps_per_epoch
 
     @property
+    def content(self) -> str:
+        """SHA-256 of the rows alone."""
+        return self._batches.content
+
+    @property
     def fingerprint(self) -> str:
         return fingerprint(["weighted 1", self._batches.fingerprint, self._weights.astype("<f4").tobytes()])
 

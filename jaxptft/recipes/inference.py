@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxptft import data, models, objectives, optim, train
 from jaxptft.recipes.model_source import open_model
+from jaxptft.recipes.preprocessing import Preprocessing, read_preprocessing
 
 SETTINGS = "jaxptft"  # under task_specific_params of a config.json: what we keep with a fine-tuned model
 _PROBLEMS = {  # problem_type -> task, of a head that reads one vector a text
@@ -34,12 +35,18 @@ class Opened:
         self.settings = settings_of(self.fields)
         self.names = tuple(checkpoint.labels or ())
         self.task = self._task()
+        self._mesh = train.make_mesh()
+        self._placed: Any = None
+        self.tokenizer: Any = None
+        self.preprocessing: Preprocessing | None = None
+        self.max_length = 0
+        if models.reads_images(self.config):
+            self.preprocessing = read_preprocessing(folder, self.config)
+            return
         self.tokenizer = data.load_tokenizer(folder)
         data.check_vocabulary(self.tokenizer, self.config.vocab_size)
         longest = min(self.config.max_length, self.tokenizer.model_max_length)
-        self.max_length: int = min(self.settings.get("max_length", longest), longest)
-        self._mesh = train.make_mesh()
-        self._placed: Any = None
+        self.max_length = min(self.settings.get("max_length", longest), longest)
 
     def _task(self) -> str:
         if "classifier" in self.params:
@@ -56,7 +63,7 @@ class Opened:
                 )
             if task == "regression" and len(self.names) != 1:
                 raise ValueError(f"{self.source} gives {len(self.names)} numbers a text; regression is of one")
-            return task
+            return "image_classification" if models.reads_images(self.config) else task
         for head in _HEADS:
             if head in self.params:
                 return _TASK_OF.get(head, head)
@@ -78,7 +85,10 @@ class Opened:
         """The network; ValueError where the folder lacks one of its parameters."""
         network = models.build(self.config, model_task, classes=classes)
         shape = (1, 2, 3) if model_task == "multiple_choice" else (1, 3)
+        row: dict[str, np.ndarray]
         row = {name: np.zeros(shape, np.int32) for name in ("input_ids", "attention_mask", "token_type_ids")}
+        if self.preprocessing is not None:
+            row = {"image": np.zeros((1, *self.preprocessing.size, self.preprocessing.channels), np.float32)}
         known = set(optim.paths(self.params))
         wanted = optim.paths(jax.eval_shape(network.init, jax.random.key(0), row))
         if lacking := [path for path in wanted if path not in known]:
@@ -110,7 +120,8 @@ class Opened:
 
         Raises FloatingPointError where a number is not finite; `name_row` says which example that is.
         """
-        data.check_tokens(batches.tokenized, self.config.vocab_size)
+        if self.preprocessing is None:
+            data.check_tokens(batches.tokenized, self.config.vocab_size)
         if self._placed is None:
             self._placed = train.replicate(self.params, self._mesh)
         evaluator = train.make_evaluator(objective, labelled=False)

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxptft import convert, models, objectives, optim, train
+from jaxptft.data.cache import fingerprint
 from jaxptft.objectives.token_classification import UNCOUNTED
 from jaxptft.recipes.additions import Build, pretraining
-from jaxptft.recipes.finetune import Auxiliary, Config
+from jaxptft.recipes.finetune import Auxiliary, Config, Lora
+from jaxptft.recipes.measured import Measured
 from jaxptft.recipes.model_source import locate
 from jaxptft.recipes.tasks import module_of
 from jaxptft.recipes.tasks.settings import Augment
 from jaxptft.recipes.training import Batches
+from jaxptft.recipes.training_settings import PlanSettings
 
 TARGETS = ("backbone/layer_*/attention/{query,value,qkv}/kernel",)  # Hu et al. 2021, section 7.1; a joint qkv is whole
 _CHUNK = 8  # rows whose gradients are held at once
@@ -36,11 +38,23 @@ def with_adapters(
 ) -> tuple[objectives.Params, Any]:
     """Parameters with adapters, and what trains then: they, and what was not imported; both unchanged without a rank.
 
+    Raises as `lora_targets` does.
+    """
+    if not config.lora.rank:
+        return params, trainable
+    targets, trainable = lora_targets(config.lora, config, params, trainable, imported)
+    rng = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(b"lora"))
+    adapters = objectives.init_lora(rng, params, targets, rank=config.lora.rank)
+    return params | {objectives.LORA: adapters}, trainable | {objectives.LORA: jax.tree.map(lambda _: True, adapters)}
+
+
+def lora_targets(
+    chosen: Lora, config: PlanSettings, params: objectives.Params, trainable: Any, imported: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """Masks of the kernels that are to have adapters, and of what else trains; params may be shapes.
+
     Raises ValueError where no imported kernel that may train is to have an adapter.
     """
-    chosen = config.lora
-    if not chosen.rank:
-        return params, trainable
     if not imported:
         raise ValueError("lora adapts imported kernels, and nothing is imported; leave it out")
     if config.bitfit:
@@ -54,10 +68,7 @@ def with_adapters(
             f"lora.targets name {', '.join(chosen.targets or TARGETS)}, and freeze={config.freeze!r} leaves none of it "
             "to train; freeze less, or choose others"
         )
-    rng = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(b"lora"))
-    adapters = objectives.init_lora(rng, params, targets, rank=chosen.rank)
-    trainable = jax.tree.map(lambda learns, own: learns and not own, trainable, is_imported)
-    return params | {objectives.LORA: adapters}, trainable | {objectives.LORA: jax.tree.map(lambda _: True, adapters)}
+    return targets, jax.tree.map(lambda learns, own: learns and not own, trainable, is_imported)
 
 
 def without_adapters(params: objectives.Params) -> objectives.Params:
@@ -142,13 +153,7 @@ def _read_tokens(model: models.Model) -> Callable[..., tuple[Any, Any]]:
 
 def _read_places(model: models.Model) -> Callable[..., tuple[Any, Any]]:
     """Two distributions over a row's tokens, of where the answer starts and ends."""
-
-    def read(params, batch, context):
-        logits = jnp.moveaxis(_logits(model, params, batch, context), -1, 1)
-        inside = batch["attention_mask"][:, None] > 0
-        return jnp.where(inside, logits, -jnp.inf), jnp.broadcast_to(batch["valid"][:, None], logits.shape[:2])
-
-    return read
+    return lambda params, batch, context: objectives.answer_places(_logits(model, params, batch, context), batch)
 
 
 def elastic_weight(
@@ -162,11 +167,12 @@ def elastic_weight(
     mesh: Any,
     say: Callable[[str], None],
     stop: train.StopFlag,
+    measured: Measured,
 ) -> list[objectives.Penalty]:
     """EWC towards the imported parameters; [] where it has no weight.
 
     kept is what was imported and is learnt on, moves the mask of what of it will change. The importance is taken of the
-    checkpoint with its own heads, dropout off.
+    checkpoint with its own heads, dropout off; or, where a run is resumed, it is what the run `measured`.
     """
     chosen = config.ewc
     if not chosen.weight:
@@ -182,18 +188,23 @@ def elastic_weight(
     objective, batches = find(
         config, checkpoint=checkpoint, architecture=architecture, tokenizer=tokenizer, devices=mesh.size, say=say
     )
-    importance = train.diagonal_fisher(
-        objective,
-        train.replicate(checkpoint.params, mesh),
-        _first(batches, chosen.rows, stop),
-        rng=jax.random.key(config.seed),
-        trainable=asked,
-        relabel=train.drawn_labels(objective) if chosen.labels == "drawn" else None,
-        chunk=mesh.size * -(-_CHUNK // mesh.size),
-        place=lambda batch: train.shard(batch, mesh),
-    )
-    importance = {name: jax.tree.map(np.asarray, importance[name]) for name in kept}
     reference = {name: jax.tree.map(np.asarray, optim.partition(kept[name], asked[name])[0]) for name in kept}
+
+    def measure() -> Any:
+        found = train.diagonal_fisher(
+            objective,
+            train.replicate(checkpoint.params, mesh),
+            _first(batches, chosen.rows, stop),
+            rng=jax.random.key(config.seed),
+            trainable=asked,
+            relabel=train.drawn_labels(objective) if chosen.labels == "drawn" else None,
+            chunk=mesh.size * -(-_CHUNK // mesh.size),
+            place=lambda batch: train.shard(batch, mesh),
+        )
+        return {name: found[name] for name in kept}
+
+    made_of = fingerprint([batches.fingerprint, train.fingerprint(checkpoint.params), *optim.paths(reference)])
+    importance = measured.take("elastic_weights", made_of, measure, like=reference)
     return [objectives.elastic_weight_consolidation(reference, importance, weight=chosen.weight)]
 
 

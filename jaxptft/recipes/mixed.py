@@ -18,7 +18,12 @@ class Mixed:
             raise ValueError("there is no source to make batches of")
         self._sources = dict(sources)
         first = next(iter(self._sources.values()))
-        self.tokenized, self.steps_per_epoch = first.tokenized, first.steps_per_epoch
+        self._first, self.steps_per_epoch = first, first.steps_per_epoch
+
+    @property
+    def content(self) -> str:
+        """The first source's."""
+        return self._first.content
 
     @property
     def fingerprint(self) -> str:
@@ -30,4 +35,4 @@ class Mixed:
 
 
 def _identity(source: Batches) -> str:
-    return f"{source.fingerprint} {source.tokenized.fingerprint}"
+    return f"{source.fingerprint} {source.content}"

@@ -2,7 +2,8 @@
 
 Only config.json is read: shapes are all that is needed. FLOPs are XLA's own count (`cost_analysis`) for the loss and
 gradient of one batch, lowered and not yet optimised. Memory is that of gradients (4 bytes a parameter that trains now)
-and of Adam's two moments (8 bytes a parameter that ever trains); activations are not in it.
+and of Adam's two moments (8 bytes a parameter that ever trains); activations are not in it. Under LoRA the whole
+backbone counts as imported, and full fine-tuning is that of the model without adapters.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import tyro
 from pydantic import Field
 
+from jaxptft.recipes.finetune import Lora
 from jaxptft.recipes.training_settings import Optimizer, PlanSettings
 
 GRADIENT, MOMENTS = 4, 8  # bytes a parameter
@@ -34,6 +36,7 @@ class Config(PlanSettings):
     steps: int | None = Field(default=None, ge=1)
     """of the run, where the plan speaks of fractions; weighs the stages by their length"""
     optimizer: Optimizer = Optimizer()
+    lora: Lora = Lora()
     family: str | None = None
     """the architecture, where config.json names none"""
     out: Path | None = None
@@ -82,7 +85,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Outlook:
     import numpy as np
 
     from jaxptft import models, optim
-    from jaxptft.recipes import training_plan
+    from jaxptft.recipes import keeping, training_plan
     from jaxptft.recipes.training import frozen_depth
 
     architecture = _architecture(config)
@@ -93,22 +96,22 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Outlook:
     rows = (config.batch_size, 2, config.max_length) if config.task == "multiple_choice" else None
     ids = jax.ShapeDtypeStruct(rows or (config.batch_size, config.max_length), np.int32)
     batch = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ids)
-    params = jax.eval_shape(build().init, jax.random.key(0), batch)
-    allowed = optim.trainable_mask(params, config.freeze)
+    own = jax.eval_shape(build().init, jax.random.key(0), batch)
+    params, allowed = _with_adapters(config, own, optim.trainable_mask(own, config.freeze))
     table = training_plan.settle(config, params, allowed, multipliers=config.optimizer.multipliers, steps=config.steps)
     ever = training_plan.count_trainable(params, table.ever)
 
-    def cost(begin: int, mask: Any, moments: int) -> StageCost:
+    def cost(begin: int, params: Any, mask: Any, moments: int) -> StageCost:
         trainable = training_plan.count_trainable(params, mask)
-        model = build(frozen_layers=frozen_depth(mask, architecture))
+        model = build(frozen_layers=frozen_depth(keeping.moving(mask), architecture))
         memory = GRADIENT * trainable + MOMENTS * moments
         unfrozen = training_plan.unfrozen_at(table, begin)
         return StageCost(begin, unfrozen, trainable, _flops(model, params, mask, batch), memory)
 
-    everything = jax.tree.map(lambda _: True, params)
-    whole = cost(0, everything, training_plan.count_trainable(params, everything))
+    everything = jax.tree.map(lambda _: True, own)
+    whole = cost(0, own, everything, training_plan.count_trainable(own, everything))
     masks = {begin: mask for begin, mask in table.stages.items() if config.steps is None or begin < config.steps}
-    stages = [cost(begin, mask, ever) for begin, mask in masks.items()]
+    stages = [cost(begin, params, mask, ever) for begin, mask in masks.items()]
     found = Outlook(
         pieces=_pieces(params, table, config.optimizer.weight_decay),
         stages=stages,
@@ -150,16 +153,38 @@ def _architecture(config: Config) -> Any:
     return find_family(named).read_config(fields)
 
 
+def _with_adapters(config: Config, params: Any, trainable: Any) -> tuple[Any, Any]:
+    """Shapes with those of the adapters, and what may train then; both unchanged without a rank."""
+    import jax
+
+    from jaxptft import objectives
+    from jaxptft.recipes import keeping
+
+    if not config.lora.rank:
+        return params, trainable
+    imported = {"backbone": params["backbone"]}
+    targets, trainable = keeping.lora_targets(config.lora, config, params, trainable, imported)
+
+    def adapters(params: Any) -> Any:
+        return objectives.init_lora(jax.random.key(0), params, targets, rank=config.lora.rank)
+
+    shapes = jax.eval_shape(adapters, params)
+    return params | {objectives.LORA: shapes}, trainable | {objectives.LORA: jax.tree.map(lambda _: True, shapes)}
+
+
 def _flops(model: Any, params: Any, mask: Any, batch: Any) -> float | None:
     """Of the model's outputs, summed, and their gradient by what the mask marks."""
     import jax
 
-    from jaxptft import optim
+    from jaxptft import objectives, optim
 
     learnt, frozen = optim.partition(params, mask)
 
     def summed(learnt: Any, frozen: Any, batch: Any) -> Any:
-        outputs = model.apply(optim.merge(learnt, frozen), batch, rng=jax.random.key(0), train=True)
+        whole = optim.merge(learnt, frozen)
+        if objectives.LORA in whole:
+            whole = objectives.merge_lora(whole, scale=1.0)
+        outputs = model.apply(whole, batch, rng=jax.random.key(0), train=True)
         return sum(leaf.sum() for leaf in jax.tree.leaves(outputs))
 
     counted = jax.jit(jax.value_and_grad(summed)).lower(learnt, frozen, batch).cost_analysis()
@@ -189,13 +214,16 @@ def _pieces(params: Any, table: Any, weight_decay: float) -> list[Piece]:
                 unfrozen=tuple(sorted({rule.unfreeze for rule in rules})),
             )
         )
-    return sorted(found, key=_from_the_input_up)
+    return sorted(found, key=lambda piece: _from_the_input_up(piece.name))
 
 
-def _from_the_input_up(piece: Piece) -> tuple[int, int, str]:
-    backbone, _, own = piece.name.partition("/")
-    if backbone != "backbone":
-        return 3, 0, piece.name
+def _from_the_input_up(name: str) -> tuple[int, int, str]:
+    group, _, own = name.partition("/")
+    if group == "lora":
+        rank, layer, rest = _from_the_input_up(own)
+        return rank + 4, layer, rest
+    if group != "backbone":
+        return 3, 0, name
     if own.startswith("layer_"):
         return 1, int(own.removeprefix("layer_")), ""
     return (0 if own == "embeddings" else 2), 0, own
@@ -218,7 +246,7 @@ def _shown(outlook: Outlook, steps: int | None) -> str:
         told = (_span(piece.rates), _span(piece.decays) or "-", _span(piece.unfrozen)) if piece.trainable else ("",) * 3
         trainable = f"{piece.trainable:,}" if piece.trainable else "frozen"
         rows.append((piece.name, f"{piece.parameters:,}", trainable, *told))
-    total = outlook.full.trainable
+    total = sum(piece.parameters for piece in outlook.pieces)
     rows.append(("total", f"{total:,}", f"{sum(piece.trainable for piece in outlook.pieces):,}", "", "", ""))
     lines = [_columns(rows), ""]
 
@@ -239,7 +267,7 @@ def _shown(outlook: Outlook, steps: int | None) -> str:
     lines.append(f"trainable: {outlook.trainable:,} of {total:,} parameters ({outlook.trainable / total:.2%})")
     if outlook.unreached:
         lines.append(f"unfrozen after the last of {steps} steps: {', '.join(outlook.unreached)}")
-    saved = MOMENTS * total - outlook.optimizer_bytes
+    saved = MOMENTS * outlook.full.trainable - outlook.optimizer_bytes
     lines.append(f"optimizer: {_bytes(outlook.optimizer_bytes)}, {_bytes(saved)} less than for all")
     if outlook.flops_share is not None:
         over = "in the first stage" if steps is None and len(outlook.stages) > 1 else "over the run"

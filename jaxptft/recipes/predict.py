@@ -9,7 +9,7 @@ import tyro
 from pydantic import Field
 
 from jaxptft.recipes.settings import Settings
-from jaxptft.recipes.tasks.settings import Columns
+from jaxptft.recipes.tasks.settings import Columns, Settled
 
 
 class Config(Settings):
@@ -22,6 +22,7 @@ class Config(Settings):
     out: Path
     """a JSONL file: a line for each row, in their order"""
     columns: Columns = Columns()
+    settled: Settled = Settled()
     id: str | None = None
     """a column whose values are carried into the predictions"""
     on_bad_row: Literal["error", "skip"] = "error"
@@ -41,12 +42,14 @@ class Config(Settings):
 def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
     """Write one JSON object a row, of the kind that the model's task gives (see `jaxptft.recipes.tasks`).
 
-    The file appears whole or not at all. Raises FileExistsError when it exists and `overwrite` is not set.
+    The file appears whole or not at all. Raises FileExistsError when it exists and `overwrite` is not set, and
+    ValueError when a value is of another task than the model's.
     """
     from jaxptft import data
     from jaxptft.recipes.inference import Opened
     from jaxptft.recipes.runtime import keep_compiled_programs
     from jaxptft.recipes.tasks import module_of
+    from jaxptft.recipes.tasks.options import refuse_unused
 
     if config.out.is_dir():
         raise IsADirectoryError(f"{config.out} is a folder; choose a file for --out")
@@ -54,9 +57,11 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
         raise FileExistsError(f"{config.out} exists; choose another --out, or pass --overwrite")
     if config.out.exists() and config.out.resolve() == Path(config.data).resolve():
         raise ValueError(f"--out and --data are both {config.out}; choose another --out")
-    data.refuse_absent_split(config.data, config.split)
     keep_compiled_programs()
     opened = Opened(config.model, family=config.family, allow_bin=config.allow_bin)
+    if opened.preprocessing is None:
+        data.refuse_absent_split(config.data, config.split)
+    refuse_unused(config, opened.task)
     lines = module_of(opened.task).predict(opened, config, say=say)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = config.out.with_name(f".{config.out.name}.unfinished")

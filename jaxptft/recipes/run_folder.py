@@ -3,7 +3,8 @@
 config.yaml      every value, resolved; re-runnable with --config
 metrics.jsonl    what was measured, by step; repeats exactly
 speed.jsonl      how long it took
-checkpoints/     the state to resume from, and best/: the parameters of the best evaluation
+checkpoints/     the state to resume from, best/: the parameters of the best evaluation, and measured/: importances and
+                 weights of rows, which a resumed run must have to the bit
 model/           the best model as a Hugging Face folder; generator/, its generator under replaced-token detection
 adapter/         under LoRA, the adapters alone as `peft` reads them
 report.json, report.txt, *.png

@@ -5,23 +5,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from jaxptft import data, models, objectives, train
 from jaxptft.data.cache import cache_folder, fingerprint, publish, read_manifest
-from jaxptft.recipes.training import EVALUATION_ROWS, Batches
+from jaxptft.recipes.training import EVALUATION_ROWS, TextBatches
 
 FORMAT = "teacher logits 1"
 _FILE = "logits.npy"
 
 
 class TaughtBatches:
-    """Batches of rows, each with the teacher's answer to it as `teacher_logits` [batch, outputs]."""
+    """Batches of rows, each with the teacher's answer to it as `teacher_logits` [batch, outputs].
 
-    def __init__(self, batches: Batches, logits: Float[np.ndarray, "rows outputs"], *, key: str):
+    Or [batch, length, outputs], one for each token, where its answers to a row are [max_length, outputs].
+    """
+
+    def __init__(self, batches: TextBatches, logits: Float[np.ndarray, "rows ..."], *, key: str):
         self._batches, self._logits, self._key = batches, logits, key
         self.tokenized, self.steps_per_epoch = batches.tokenized, batches.steps_per_epoch
+
+    @property
+    def content(self) -> str:
+        """SHA-256 of the rows alone."""
+        return self._batches.content
 
     @property
     def fingerprint(self) -> str:
@@ -29,13 +38,14 @@ class TaughtBatches:
 
     def batch_at(self, step: int) -> dict[str, Any]:
         batch = self._batches.batch_at(step)
-        ids = batch["ids"]
-        known = np.where((ids >= 0)[:, None], self._logits[np.maximum(ids, 0)], np.float32(0))
-        return {**batch, "teacher_logits": known}
+        ids, tokens = batch["ids"], self._logits.ndim == 3
+        places = (slice(batch["input_ids"].shape[1]),) if tokens else ()
+        known = self._logits[(np.maximum(ids, 0), *places)]
+        return {**batch, "teacher_logits": np.where(np.expand_dims(ids >= 0, (1, 2) if tokens else 1), known, 0)}
 
 
 def taught(
-    batches: Batches,
+    batches: TextBatches,
     teacher: models.Model,
     params: models.Params,
     *,
@@ -70,7 +80,7 @@ def taught(
     return TaughtBatches(batches, logits, key=key)
 
 
-def _load(folder: Path) -> Float[np.ndarray, "rows outputs"]:
+def _load(folder: Path) -> Float[np.ndarray, "rows ..."]:
     # Viewed as a plain array: np.memmap's own indexing is several times slower.
     return np.load(folder / _FILE, mmap_mode="r", allow_pickle=False).view(np.ndarray)
 
@@ -83,13 +93,16 @@ def _answers(
     mesh: Any,
     buckets: int,
     stop: train.StopFlag,
-) -> Float[np.ndarray, "rows outputs"]:
+) -> Float[np.ndarray, "rows ..."]:
     widths = data.fitted_buckets(tokenized.lengths, buckets, most=tokenized.max_length)
     options: dict[str, Any] = {"batch_size": EVALUATION_ROWS, "buckets": widths, "multiple_of": mesh.size}
     rows = data.Batches(tokenized, shuffle=False, **options)
 
     def answer(params, batch, context):
-        return {"logits": teacher.apply(params, batch, rng=None, train=False)}
+        logits = teacher.apply(params, batch, rng=None, train=False)
+        if logits.ndim == 3:  # one a token: of one length, whatever the batch's
+            logits = jnp.pad(logits, ((0, 0), (0, tokenized.max_length - logits.shape[1]), (0, 0)))
+        return {"logits": logits}
 
     evaluator = train.make_evaluator(objectives.lift(lambda *_: {}, init=teacher.init, predict=answer), labelled=False)
     with train.Progress("teacher", rows.steps_per_epoch) as progress:
@@ -105,7 +118,7 @@ def _answers(
             evaluator, placed, {}, None, stream(), place=lambda batch: train.shard(batch, mesh), stop=stop
         )
     logits = np.asarray(found.predictions["logits"], np.float32)
-    broken = np.flatnonzero(~np.isfinite(logits).all(-1))
+    broken = np.flatnonzero(~np.isfinite(logits).reshape(len(logits), -1).all(-1))
     if len(broken):
         raise FloatingPointError(f"example {broken[0]}: the teacher gives NaN or infinity; its weights are broken")
     return logits

@@ -1,7 +1,7 @@
 """One run's learning, whatever is learnt: state, step, loop, evaluation, checkpoints, and going on after a stop."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, Protocol
@@ -11,20 +11,28 @@ import jax
 from jaxptft import convert, data, optim, train
 from jaxptft.objectives import Objective, Params
 from jaxptft.recipes import run_folder, runtime, training_plan
-from jaxptft.recipes.training_settings import TrainingSettings, total_steps
+from jaxptft.recipes.training_plan import STILL
+from jaxptft.recipes.training_settings import LearningSettings, total_steps
 
 EVALUATION_ROWS = 64  # in a batch
 
 
 class Batches(Protocol):
-    """What `data.Batches` and `data.PackedBatches` have in common."""
+    """What batches of text and of images have in common."""
 
-    tokenized: data.Tokenized
     steps_per_epoch: int
 
     @property
+    def content(self) -> str: ...
+    @property
     def fingerprint(self) -> str: ...
     def batch_at(self, step: int) -> dict[str, Any]: ...
+
+
+class TextBatches(Batches, Protocol):
+    """Those of text."""
+
+    tokenized: data.Tokenized
 
 
 class Training:
@@ -37,12 +45,13 @@ class Training:
     trainable marks what may train at all (`adopt`); the config's plan says which of it does, from when on and how fast.
     objective is one, or a function that makes one for the trainable mask of a stage, so that what is frozen then runs
     without dropout; the state and constants of all stages are one. imported, where it is given, is what did not start
-    afresh; a plan that would never train the rest is refused.
+    afresh; a plan that would never train the rest is refused. prepare is called when the folder is the run's, before
+    the first step. Leaves that match clip_apart are clipped by a norm of their own.
     """
 
     def __init__(
         self,
-        config: TrainingSettings,
+        config: LearningSettings,
         *,
         name: str,
         say: Callable[[str], None],
@@ -59,9 +68,11 @@ class Training:
         identity: Mapping[str, str],
         imported: Params | None = None,
         watch: Callable[[train.State], dict[str, float]] | None = None,
+        prepare: Callable[[], None] = lambda: None,
+        clip_apart: Sequence[str] = (),
     ):
         self.config, self.name, self.say, self.stop, self.mesh = config, name, say, stop, mesh
-        self.batches, self._judge, self._watch = batches, judge, watch
+        self.batches, self._judge, self._watch, self._prepare = batches, judge, watch, prepare
         per_epoch = batches["train"].steps_per_epoch
         steps = total_steps(config, per_epoch)
         o = config.optimizer
@@ -79,6 +90,7 @@ class Training:
             b1=o.b1,
             b2=o.b2,
             eps=o.eps,
+            clip_apart=clip_apart,
         )
         self._objectives = _by_stage(objective, self.plan, steps)
         self.objective = self._objectives[0]
@@ -109,7 +121,7 @@ class Training:
         spoken = {"train": "training_data", "eval": "evaluation_data", "test": "test_data"}
         self._identity = {
             **{name: identity[name] for name in identity if name != "initial_model"},
-            **{spoken[split]: part.tokenized.fingerprint for split, part in batches.items()},
+            **{spoken[split]: part.content for split, part in batches.items()},
             "batches": batches["train"].fingerprint,
             "initial_model": identity["initial_model"],
             "constants": train.fingerprint(constants),
@@ -143,6 +155,7 @@ class Training:
         self._checkpoints.clean()  # first, since it completes a save that was killed in the middle of a replacement
         if self.config.resume and self._checkpoints.steps():
             loop = self._restore()
+        self._prepare()
         self.journal.rewind(int(self.state.step))
 
         def judged(state: train.State) -> dict[str, float]:
@@ -189,7 +202,8 @@ class Training:
             raise FloatingPointError(f"no evaluation gave a finite {self.schedule.monitor}; there is no best model")
         like = train.Best(self.state.params, self.state.objective_state)
         _, best, _ = self._best.restore(like, step=loop.best_step)
-        return self.state._replace(params=best.params, objective_state=best.objective_state)
+        params = self.objective.finish(best.params, best.objective_state)
+        return self.state._replace(params=params, objective_state=best.objective_state)
 
     def _restore(self) -> train.LoopState:
         out = self.config.out
@@ -266,7 +280,7 @@ class Done(NamedTuple):
     seconds: float  # of training, evaluations included; of this process
 
 
-def carry_out(config: TrainingSettings, build: Callable[[train.StopFlag], Work]) -> Done:
+def carry_out(config: LearningSettings, build: Callable[[train.StopFlag], Work]) -> Done:
     """Build a run, take its folder, train, and finish, so that a mistake costs nothing and a stop can be resumed.
 
     Raises what `build` and `run_folder` refuse, before the first step; `train.Stopped` after saving when SIGTERM or
@@ -323,14 +337,17 @@ def computed_with(config: Any, *, dtype: str, dropout: float | None = None) -> A
 def adopt(kept: Params, fresh: Params, freeze: str) -> tuple[Params, Any]:
     """Imported parameters completed by fresh ones, and which of them train.
 
-    What was imported and this task does not use (a pooler under masked language modelling) stays, as it is.
+    What was imported and this task does not use (a pooler under masked language modelling) stays, as it is; running
+    statistics, which no gradient reaches, are renewed by the objective, and fixed tables stay.
     """
     params = convert.complete(kept, fresh)
     used = set(optim.paths(fresh))
     trainable = optim.trainable_mask(params, freeze)
     leaves, tree = jax.tree.flatten(trainable)
     known = zip(optim.paths(params), leaves, strict=True)
-    return params, jax.tree.unflatten(tree, [learns and path in used for path, learns in known])
+    return params, jax.tree.unflatten(
+        tree, [learns and path in used and not path.endswith(STILL) for path, learns in known]
+    )
 
 
 def fresh_pieces(fresh: Params, kept: Params) -> list[str]:
@@ -344,7 +361,7 @@ def refuse_frozen_fresh(fresh: Params, trainable: Any, kept: Params, *, model: s
     """ValueError where a parameter that starts afresh would be kept as it starts."""
     known, used = set(optim.paths(kept)), set(optim.paths(fresh))
     for path, learns in zip(optim.paths(trainable), jax.tree.leaves(trainable), strict=True):
-        if not learns and path in used and path not in known:
+        if not learns and path in used and path not in known and not path.endswith(STILL):
             raise ValueError(
                 f"{path} is not in {model}, so it starts afresh, and freeze={freeze!r} would keep it there; "
                 "let it train"

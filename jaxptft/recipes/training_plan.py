@@ -10,6 +10,9 @@ from jaxptft import optim
 from jaxptft.objectives import Params
 from jaxptft.recipes.training_settings import PlanSettings
 
+STILL = ("/running_mean", "/running_var", "/fixed_positions")
+"""Endings of the paths of parameters that no gradient reaches: running statistics, and tables that are given."""
+
 
 def plans_of(settings: PlanSettings, params: Params, *, multipliers: Mapping[str, float]) -> list[optim.Plan]:
     """The plans that the settings stand for, but for `freeze`, whose words `optim.trainable_mask` reads."""
@@ -78,7 +81,7 @@ def refuse_fresh(table: optim.Timetable, imported: Params) -> None:
     """ValueError where a parameter that was not imported, and so starts afresh, never trains."""
     known = set(optim.paths(imported))
     for path, rule in table.rules.items():
-        if rule is None and path not in known:
+        if rule is None and path not in known and not path.endswith(STILL):
             raise ValueError(
                 f"{path} is not in the imported model, so it starts afresh, and the plan would keep it there; "
                 "let it train"

@@ -118,15 +118,11 @@ class PlanSettings(Settings):
         return {pattern: _read_rule(pattern, rule) for pattern, rule in value.items()}
 
 
-class TrainingSettings(PlanSettings):
+class LearningSettings(PlanSettings):
     """What a training recipe's Config extends with its data, model and objective."""
 
     out: Path
     """the run's folder"""
-    max_length: int = Field(default=128, ge=3)
-    """tokens in an example at most, special ones included"""
-    length_buckets: int = Field(default=6, ge=1)
-    """how many lengths batches are padded to: each is one more program to compile, and less padding"""
     steps: int | None = Field(default=None, ge=1)
     """optimizer steps; in place of epochs"""
     epochs: float | None = Field(default=None, gt=0)
@@ -166,7 +162,7 @@ class TrainingSettings(PlanSettings):
     """delete the run in --out first"""
 
     @model_validator(mode="after")
-    def _one_of_each(self) -> "TrainingSettings":
+    def _one_of_each(self) -> "LearningSettings":
         if self.steps is not None and self.epochs is not None:
             raise ValueError("both steps and epochs are given; give one")
         if self.resume and self.overwrite:
@@ -174,7 +170,16 @@ class TrainingSettings(PlanSettings):
         return self
 
 
-def total_steps(config: TrainingSettings, steps_per_epoch: int) -> int:
+class TrainingSettings(LearningSettings):
+    """The same where rows are text."""
+
+    max_length: int = Field(default=128, ge=3)
+    """tokens in an example at most, special ones included"""
+    length_buckets: int = Field(default=6, ge=1)
+    """how many lengths batches are padded to: each is one more program to compile, and less padding"""
+
+
+def total_steps(config: LearningSettings, steps_per_epoch: int) -> int:
     """How many optimizer steps the config asks for."""
     if config.steps is not None:
         return config.steps

@@ -19,7 +19,7 @@ class Progress:
         every: seconds between two plain lines where the output is not a terminal.
     """
 
-    def __init__(self, name: str, steps: int, *, unit: str = "sentences", every: float = 10.0):
+    def __init__(self, name: str, steps: int, *, unit: str = "rows", every: float = 10.0):
         self.name, self.steps, self.unit, self.every = name, steps, unit, every
         self.console = Console(stderr=True)
         self._recent: deque[tuple[float, int]] = deque(maxlen=50)

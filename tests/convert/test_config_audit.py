@@ -151,7 +151,7 @@ def test_electra_without_factorised_embeddings():
         ("albert", BertConfig(), "embedding_size must be an integer of at least 1, got None"),
         ("distilbert", {"width": 8}, "family distilbert has configs of type BertConfig, got dict"),
         ("modernbert", BertConfig(), "family modernbert has configs of type ModernBertConfig, got BertConfig"),
-        ("t5", BertConfig(), "model_type 't5' is not supported: expected one of albert, bert"),
+        ("t5", BertConfig(), "model_type 't5' is not supported: expected one of albert, beit, bert"),
     ],
 )
 def test_a_config_that_a_family_cannot_express_is_refused(family, config, message):

@@ -147,15 +147,15 @@ def test_model_type(folders):
     refused(source, "family bert has no head 'tokens': expected one of classifier, token_classifier", heads=("tokens",))
     refused(source, "says model_type 'bert', but family='gpt2' was asked for", family="gpt2")
     folders.configure(source, drop=["model_type"])
-    refused(source, r"names no model_type: pass family= \(one of albert, bert, distilbert")
+    refused(source, r"names no model_type: pass family= \(one of albert, .*bert, distilbert")
     assert convert.load(source, family="bert").family == "bert"
-    refused(source, "model_type 't5' is not supported: expected one of albert, bert", family="t5")
+    refused(source, r"model_type 't5' is not supported: expected one of albert, .*bert", family="t5")
     folders.configure(source, model_type="bert", architectures="BertModel")
     refused(source, "architectures must be a list of names, got 'BertModel'")
     folders.configure(source, model_type=["bert"])
     refused(source, r"model_type \['bert'\] is not supported")
     folders.configure(source, model_type="t5")
-    refused(source, "model_type 't5' is not supported: expected one of albert, bert")
+    refused(source, r"model_type 't5' is not supported: expected one of albert, .*bert")
 
 
 @pytest.mark.parametrize(

@@ -62,4 +62,5 @@ def test_every_family_has_a_case_for_each_of_its_heads():
     for family in FAMILIES.values():
         covered = {head for heads in family.architectures.values() for head in heads}
         assert covered == family.heads.keys()
-        assert family.name in parity.CONFIGS
+        # transformers has no model to compare our own with.
+        assert (family.name in parity.CONFIGS) != family.name.startswith("jaxptft_")

@@ -156,6 +156,90 @@ def test_npm_fails(monkeypatch, tmp_path, package):
         fetch(package[1])
 
 
+def ar_member(name: str, content: bytes) -> bytes:
+    return (
+        f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n".encode()
+        + content
+        + b"\n" * (len(content) % 2)
+    )
+
+
+def tar(files: dict[str, bytes], compression: str = "xz") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def debian(*members: tuple[str, bytes]) -> bytes:
+    """A Debian package as deb(5) describes it: an ar archive, whose members begin at even places."""
+    return b"!<arch>\n" + b"".join(ar_member(name, content) for name, content in members)
+
+
+FILES_OF_DEBIAN = {"./usr/share/tiny/a.txt": b"first", "./usr/share/tiny/deep/b.txt": b"second", "./usr/bin/c": b"no"}
+DEBIAN = debian(("debian-binary", b"2.0\n"), ("control.tar.xz", b"odd"), ("data.tar.xz", tar(FILES_OF_DEBIAN)))
+
+
+def debian_asset(content: bytes, name: str = "tiny_1.0-1_all.deb") -> Asset:
+    return Asset("tiny", "1.0-1", name, hashlib.sha256(content).hexdigest(), "usr/share/tiny/", (".txt",), "apt")
+
+
+def apt_that(monkeypatch, tmp_path, does: str) -> None:
+    """Put a program named apt-get on the path, and nothing else."""
+    program = tmp_path / "bin" / "apt-get"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\nimport pathlib, sys\n{does}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+
+
+def test_apt_brings_it(monkeypatch, tmp_path, own_cache):
+    (tmp_path / "there.deb").write_bytes(DEBIAN)
+    does = "assert sys.argv[1] == 'download' and sys.argv[-1] == 'tiny=1.0-1', sys.argv\n"
+    copy = f"pathlib.Path('tiny_1.0-1_all.deb').write_bytes(pathlib.Path({str(tmp_path / 'there.deb')!r}).read_bytes())"
+    apt_that(monkeypatch, tmp_path, does + copy)
+    folder = fetch(debian_asset(DEBIAN))
+    assert folder == own_cache / "assets/tiny-1.0-1"
+    got = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.txt")}
+    assert got == {"a.txt": b"first", "deep/b.txt": b"second"}
+
+
+def test_apt_fails(monkeypatch, tmp_path):
+    said = "W: unsandboxed\\nE: Unable to locate package tiny\\n"
+    apt_that(monkeypatch, tmp_path, f"print('{said}', file=sys.stderr); sys.exit(100)")
+    with pytest.raises(
+        AssetUnavailable, match=r"tiny=1\.0-1: no package index gives it \(E: Unable to locate pack.*\)$"
+    ):
+        fetch(debian_asset(DEBIAN))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(AssetUnavailable, match="apt-get is not installed: it comes with Debian"):
+        fetch(debian_asset(DEBIAN))
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"PK\x03\x04", r"tiny_1\.0-1_all\.deb: is not a Debian package"),
+        (debian(("debian-binary", b"2.0\n")), r"\.deb: has no data\.tar, so it installs nothing"),
+        (
+            debian(("data.tar.zst", b"\x28\xb5\x2f\xfd" + bytes(600))),
+            r"\.deb: its data is not a tar file of a kind that",
+        ),
+        (debian(("data.tar.gz", tar({"./other": b""}, "gz"))), r"\.deb: no file under 'usr/share/tiny/'"),
+        (debian(("data.tar", tar({"./usr/share/tiny/../../../../e.txt": b""}, ""))), "points outside the archive"),
+    ],
+)
+def test_odd_debian_packages(tmp_path, content, said):
+    path = tmp_path / "tiny_1.0-1_all.deb"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        assets.extract(debian_asset(content), path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_wrong_checksum(downloads, asset, own_cache):
     wrong = Asset(asset.package, asset.version, asset.archive, "0" * 64, asset.folder)
     with pytest.raises(ValueError, match=f"{ARCHIVE}: SHA-256 is {asset.sha256}, expected {'0' * 64}; "):

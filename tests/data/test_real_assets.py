@@ -5,6 +5,7 @@ import json
 import os
 import re
 
+import numpy as np
 import pytest
 
 from jaxptft import data
@@ -125,3 +126,17 @@ def test_minilm():
     # Its tokenizer.json asks for 128 and a fixed width, which must not be heard.
     assert tokenized.lengths.tolist() == [6, 256]
     assert tokenized.truncated == 1
+
+
+def test_fashion_mnist():
+    train, test = or_skip(data.fashion_mnist)
+    # Section 2 and table 2 of the paper: 6,000 and 1,000 of each class.
+    assert (len(train), len(test), train.size, train.channels) == (60_000, 10_000, (28, 28), 1)
+    assert np.bincount(train.labels).tolist() == [6000] * 10
+    assert np.bincount(test.labels).tolist() == [1000] * 10
+    assert (train.names[0], train.names[9], test.names) == ("T-shirt/top", "Ankle boot", train.names)
+    assert train.labels[:5].tolist() == [9, 0, 0, 3, 0]  # as its README shows the first rows
+    # Mean and deviation that its users normalise by: 0.2860 and 0.3530.
+    pixels = train.pixels
+    assert abs(pixels.mean() / 255 - 0.2860) < 5e-5
+    assert abs(pixels.std() / 255 - 0.3530) < 5e-5

@@ -8,6 +8,8 @@ from sklearn.metrics.pairwise import euclidean_distances, linear_kernel, rbf_ker
 from jaxptft.losses import linear_mmd, median_squared_distance, squared_mmd
 
 MULTIPLES = (0.5, 1.0, 3.0)
+ROWS = {"source_valid": np.ones(7, bool), "target_valid": np.ones(5, bool)}  # all of them
+COMPILED = jax.jit(squared_mmd, static_argnames="unbiased")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def test_linear_value_and_gradient(samples, unbiased):
     source, target, *masks = samples
     kept = np.concatenate([source[masks[0]], target[masks[1]]]).astype(np.float64)
     valid = {"source_valid": masks[0], "target_valid": masks[1], "unbiased": unbiased}
-    value, gradient = jax.value_and_grad(lambda source: linear_mmd(source, target, **valid))(source)
+    value, gradient = jax.jit(jax.value_and_grad(lambda source: linear_mmd(source, target, **valid)))(source)
     np.testing.assert_allclose(value, discrepancy(linear_kernel(kept), masks[0].sum(), unbiased), rtol=1e-3)
     leaf = torch.tensor(kept, requires_grad=True)
     discrepancy(leaf @ leaf.T, masks[0].sum(), unbiased).backward()
@@ -68,11 +70,12 @@ def test_linear_value_and_gradient(samples, unbiased):
 
 def test_the_median_is_scipys_over_pairs_of_valid_rows(samples):
     source, _, mask, _ = samples
+    median = jax.jit(median_squared_distance)
     for rows in (mask, mask & (np.arange(7) != 3)):  # an even and an odd number of pairs
         kept = source[rows].astype(np.float64)
         distances = euclidean_distances(kept, squared=True)[np.triu_indices(len(kept), 1)]
-        np.testing.assert_allclose(median_squared_distance(source, jnp.array(rows)), np.median(distances), rtol=1e-5)
-    assert median_squared_distance(source, jnp.arange(7) == 0) == 0
+        np.testing.assert_allclose(median(source, rows), np.median(distances), rtol=1e-5)
+    assert median(source, np.arange(7) == 0) == 0
 
 
 def draws(shift, count=4000, rows=(6, 9)):
@@ -90,10 +93,10 @@ def z_score(values, expected):
 @pytest.mark.parametrize("kind", ["median", "linear"])
 def test_the_unbiased_estimate_is_zero_on_average_without_a_difference(kind):
     estimate = linear_mmd if kind == "linear" else squared_mmd
-    unbiased = jax.jit(jax.vmap(estimate))(*draws((0.0, 0.0)))
+    both = jax.jit(jax.vmap(lambda *pair: (estimate(*pair), estimate(*pair, unbiased=False))))
+    unbiased, biased = map(np.asarray, both(*draws((0.0, 0.0))))
     assert abs(z_score(unbiased, 0.0)) < 3
     assert min(unbiased) < 0
-    biased = jax.jit(jax.vmap(lambda *pair: estimate(*pair, unbiased=False)))(*draws((0.0, 0.0)))
     assert z_score(biased, 0.0) > 30  # the check above can fail
     assert min(biased) > -1e-6
 
@@ -112,22 +115,26 @@ def test_a_known_shift_gives_the_value_of_the_closed_form():
 
 def test_the_order_of_rows_does_not_matter_and_the_samples_may_change_places(samples):
     source, target, *_ = samples
-    value = squared_mmd(source, target)
-    np.testing.assert_allclose(squared_mmd(source[::-1], np.roll(target, 2, axis=0)), value, rtol=1e-4)
-    np.testing.assert_allclose(squared_mmd(target, source), value, rtol=1e-4)
+    value = COMPILED(source, target, **ROWS)
+    np.testing.assert_allclose(COMPILED(source[::-1].copy(), np.roll(target, 2, axis=0), **ROWS), value, rtol=1e-4)
+    swapped = COMPILED(target, source, source_valid=ROWS["target_valid"], target_valid=ROWS["source_valid"])
+    np.testing.assert_allclose(swapped, value, rtol=1e-4)
 
 
 def test_fewer_than_two_rows_have_no_discrepancy(samples):
     source, target, *_ = samples
-    one = jnp.arange(7) == 3
-    value, gradient = jax.jit(jax.value_and_grad(lambda rows: squared_mmd(rows, target, source_valid=one)))(source)
+    one, two = (
+        ROWS | {"source_valid": np.arange(7) == 3},
+        {"source_valid": np.arange(7) < 2, "target_valid": np.arange(5) < 2},
+    )
+    value, gradient = jax.jit(jax.value_and_grad(lambda rows: squared_mmd(rows, target, **one)))(source)
     assert value == 0
     assert not gradient.any()
-    assert squared_mmd(source, target, source_valid=one, unbiased=False) > 0
-    assert squared_mmd(source, target, source_valid=jnp.zeros(7, bool), unbiased=False) == 0
+    assert COMPILED(source, target, **one, unbiased=False) > 0
+    assert COMPILED(source, target, **ROWS | {"source_valid": np.zeros(7, bool)}, unbiased=False) == 0
     # Two rows each are enough; rows that are all one point have no median, yet no difference either.
-    assert squared_mmd(source[:2], target[:2]) != 0
-    assert squared_mmd(jnp.ones((3, 4)), jnp.ones((2, 4))) == 0
+    assert COMPILED(source, target, **two) != 0
+    assert COMPILED(np.ones((7, 4), np.float32), np.ones((5, 4), np.float32), **ROWS) == 0
 
 
 def test_half_precision_is_accumulated_in_single(samples):

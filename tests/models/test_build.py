@@ -29,7 +29,7 @@ def test_the_config_s_type_decides(config):
 
 
 def test_an_unknown_config_is_refused():
-    message = "config must be one of BertConfig, ModernBertConfig, Gpt2Config, got str"
+    message = "config must be one of BertConfig, .*, got str"
     with pytest.raises(ValueError, match=message):
         models.build("bert", "masked_lm")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):

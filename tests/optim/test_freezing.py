@@ -140,6 +140,16 @@ def test_frozen_prefix_of_unusual_trees():
     assert frozen_prefix({"backbone": {"embeddings": None, "layer_0": {"bias": True}}}) == 0  # absent is frozen
 
 
+def test_stages_of_a_convolutional_backbone_freeze_as_layers_do():
+    stages = {f"stage_{k}": {"layer_0": {"kernel": 0}, "layer_1": {"kernel": 0}} for k in range(3)}
+    params = {"backbone": {"stem": {"kernel": 0}, **stages}, "classifier": {"kernel": 0}}
+    assert top_layers(params, 1) == ("backbone/stem/**", "backbone/stage_0/**", "backbone/stage_1/**")
+    for freeze_by, prefix in (("none", None), ("backbone/stem/**", 0), ("all-but-top-2", 1), ("backbone", 4)):
+        assert frozen_prefix(trainable_mask(params, freeze_by)) == prefix
+    with pytest.raises(ValueError, match=r"numbered stage_0, stage_1, ... without gaps, got stage_1"):
+        frozen_prefix({"backbone": {"stem": False, "stage_1": True}})
+
+
 def test_errors_of_what_to_freeze():
     params = _params()
     with pytest.raises(ValueError, match="cannot train the top 4 layers of a backbone with 3: choose 0 to 3"):
@@ -161,7 +171,9 @@ def test_errors_of_what_to_freeze():
         head_only({"classifier": params["classifier"]})
     with pytest.raises(ValueError, match="params must be a dict with a 'backbone' tree, got list"):
         top_layers([1], 1)
-    with pytest.raises(ValueError, match=r"layers must be numbered layer_0, layer_1, ... without gaps, got \[0, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"layers must be numbered layer_0, layer_1, ... without gaps, got layer_0, layer_2"
+    ):
         top_layers({"backbone": {"layer_0": 1, "layer_2": 1}}, 1)
     with pytest.raises(ValueError, match="layers must be numbered"):
         frozen_prefix({"backbone": {"embeddings": False, "layer_1": True}})

@@ -151,3 +151,50 @@ def test_what_the_plan_freezes_is_no_business_of_its_optimizer():
         optimizer.update(optim.partition(GRADIENTS[0], table.mask(0))[0], optimizer.init(learnt), learnt)
     with pytest.raises(ValueError, match=r"b1 must lie in \[0, 1\), got 1.0"):
         optim.plan_adamw(0.1, table, b1=1.0)
+
+
+def test_what_is_clipped_apart_is_clipped_as_if_alone():
+    """Against `optax.clip_by_global_norm` on each part; the pattern that comes first takes a leaf."""
+    gradient = GRADIENTS[0]
+    patterns = ("backbone/layer_0/bias", "backbone/**")
+    clip = optim.clip_by_group(0.5, patterns)
+    found = flat(clip.update(gradient, clip.init(gradient))[0])
+    groups = [
+        ["backbone/layer_0/bias"],
+        ["backbone/embeddings/position", "backbone/embeddings/word", "backbone/layer_0/kernel"],
+        ["classifier/bias", "classifier/kernel"],
+    ]
+    alone = optax.clip_by_global_norm(0.5)
+    for group in groups:
+        part = {name: flat(gradient)[name] for name in group}
+        expected, _ = alone.update(part, alone.init(part))
+        for name in group:
+            np.testing.assert_array_equal(found[name], expected[name])
+    assert sorted(found) == sorted(name for group in groups for name in group)
+
+
+def test_a_plan_that_clips_apart_is_two_optimizers_in_each_stage():
+    """Adam's moments are those of gradients clipped part by part, the frozen table and later stages left out."""
+    table = optim.timetable(PARAMS, PLAN)
+    optimizer = optim.plan_adamw(RATE, table, **OPTIONS, clip_apart=("backbone/**",))
+    state, update = optimizer.init(optim.partition(PARAMS, table.ever)[0]), jax.jit(optimizer.update)
+    for step in (0, 3):
+        learnt, _ = optim.partition(PARAMS, table.mask(step))
+        own, _ = optim.partition(GRADIENTS[step], table.mask(step))
+        _, after = update(own, optimizer.init(optim.partition(PARAMS, table.ever)[0]), learnt)
+        own = flat(own)
+        for players in ("backbone", "classifier"):
+            names = [name for name in own if name.startswith(players)]
+            norm = np.sqrt(sum((own[name].astype(np.float64) ** 2).sum() for name in names))
+            for name in names:
+                moments = flat(after[1][f"from_{LEAVES[name][0]}"].mu)
+                np.testing.assert_allclose(moments[name], 0.2 * own[name] * min(1, 1 / norm), rtol=1e-5)
+    assert jax.tree.structure(state) == jax.tree.structure(
+        optim.plan_adamw(RATE, table, **OPTIONS).init(optim.partition(PARAMS, table.ever)[0])
+    )
+    with pytest.raises(ValueError, match=r"pattern 'generator/\*\*' matches nothing"):
+        optim.plan_adamw(RATE, table, clip_apart=("generator/**",)).init(optim.partition(PARAMS, table.ever)[0])
+    with pytest.raises(
+        ValueError, match=r"clip_apart is \['backbone/\*\*'\], but without clip_norm nothing is clipped"
+    ):
+        optim.plan_adamw(RATE, table, clip_norm=None, clip_apart=("backbone/**",))

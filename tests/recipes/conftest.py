@@ -2,11 +2,15 @@
 
 import json
 import os
+import select
+import signal
+import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import jax
 import numpy as np
@@ -15,6 +19,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
+import jaxptft
 from jaxptft.cli import main
 from jaxptft.recipes import finetune, settings
 
@@ -42,6 +47,16 @@ def quick_compiles():
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
+
+
+@contextmanager
+def unpainted():
+    """Pictures are files that hold nothing; drawing them takes a tenth of the time of a tiny run."""
+    from matplotlib.figure import Figure
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).write_bytes(b""))
+        yield
 
 
 def write_tokenizer(folder: Path, words: list[str]) -> None:
@@ -155,12 +170,12 @@ def base(encoder, files) -> dict:
 
 @pytest.fixture(scope="session")
 def fine_tune(base):
-    """A function: (out, **changed values) -> the result, and what was said as its last field."""
+    """A function: (out, **changed values) -> the result, and what was said; pictures are drawn where asked for."""
 
-    def run(out: Path, **changes) -> SimpleNamespace:
+    def run(out: Path, *, pictures: bool = False, **changes) -> SimpleNamespace:
         said: list[str] = []
         config = settings.build(finetune.Config, base | {"out": str(out)} | changes)
-        with quick_compiles():
+        with quick_compiles(), nullcontext() if pictures else unpainted():
             result = finetune.run(config, say=said.append)
         return SimpleNamespace(**result._asdict(), said="\n".join(said), config=config)
 
@@ -168,10 +183,46 @@ def fine_tune(base):
 
 
 @pytest.fixture(scope="session")
+def built(base):
+    """A function: (out, **changed values) -> a fine-tuning put together and not begun; what it says is in `said`."""
+    from jaxptft import train
+    from jaxptft.recipes.finetune_run import FinetuneRun
+
+    def make(out: Path, **changes) -> FinetuneRun:
+        said: list[str] = []
+        config = settings.build(finetune.Config, base | {"out": str(out)} | changes)
+        with quick_compiles(), train.StopFlag() as stop:
+            run = FinetuneRun(config, name="", say=said.append, stop=stop)
+        run.said = said  # pyright: ignore[reportAttributeAccessIssue]
+        return run
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def first_loss():
+    """A function: a fine-tuning that was put together -> the terms of its first batch, with what it predicts there."""
+    from jaxptft import objectives
+
+    def compute(run):
+        objective, batch = run.training.objective, run.batches["train"].batch_at(0)
+        state = objective.start(run.params, batch)
+        context = objectives.Context(state, objective.constants, jax.random.key(0), True, None)
+        with quick_compiles():
+            both = jax.jit(
+                lambda params: (objective.loss(params, batch, context)[0], objective.predict(params, batch, context))
+            )
+            terms, predictions = both(run.params)
+        return {name: float(term.value()) for name, term in terms.items()}, predictions, batch
+
+    return compute
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory, fine_tune, files) -> SimpleNamespace:
     """A run that has learnt the rule, reported on test rows too."""
     out = tmp_path_factory.mktemp("runs") / "finished"
-    return fine_tune(out, steps=60, evaluate_every=20, test=str(files.test))
+    return fine_tune(out, steps=60, evaluate_every=20, test=str(files.test), pictures=True)
 
 
 @pytest.fixture
@@ -208,18 +259,62 @@ def refused(command):
     return run
 
 
+class Started:
+    """A command line in a process of its own, as `subprocess.Popen` has it."""
+
+    def __init__(self, pid: int, told: IO[bytes], out: IO[str], err: IO[str]):
+        self.pid, self.returncode, self.stdout, self.stderr = pid, None, out, err
+        self._told = told
+
+    def poll(self) -> int | None:
+        return self.wait(0)
+
+    def wait(self, timeout: float) -> int | None:
+        """The exit status, negative for a signal; None where the process has not ended by then."""
+        if self.returncode is None and select.select([self._told], [], [], timeout)[0]:
+            self.returncode = int(self._told.readline())
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """What is left to read, when the process has ended."""
+        told = self.stdout.read(), self.stderr.read()  # neither fills a pipe
+        assert self.wait(timeout) is not None
+        return told
+
+
 @pytest.fixture(scope="session")
 def process(own_cache):
-    """A function: a command line -> a started process of its own, whose number of threads is pinned."""
+    """A function: a command line -> a started process of its own, whose number of threads is pinned.
 
-    def start(*arguments, **options) -> subprocess.Popen:
-        one_device = {"NPROC": "1", "XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
-        one_device |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-        line = [sys.executable, "-m", "jaxptft.cli", *(str(argument) for argument in arguments)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(line, env={**os.environ, **one_device}, **(pipes | options))
+    It is forked from one that has imported everything and computed nothing, since importing takes most of the time.
+    """
+    one_device = {"NPROC": "1", "XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
+    one_device |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(Path(jaxptft.__file__).parents[1])}
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    script = Path(__file__).with_name("forked_commands.py")
+    command = [sys.executable, str(script), str(theirs.fileno())]
+    with ours, subprocess.Popen(command, env={**os.environ, **one_device}, pass_fds=[theirs.fileno()]) as server:
+        theirs.close()
 
-    return start
+        def start(*arguments) -> Started:
+            pipes = [os.pipe() for _ in range(3)]
+            line = json.dumps([str(argument) for argument in arguments]).encode()
+            socket.send_fds(ours, [line], [write for _, write in pipes])
+            for _, write in pipes:
+                os.close(write)
+            out, err = (os.fdopen(read) for read, _ in pipes[:2])
+            told = os.fdopen(pipes[2][0], "rb", buffering=0)  # what is buffered, select does not see
+            return Started(int(told.readline()), told, out, err)
+
+        yield start
+        ours.close()  # at which the server ends
+        server.wait(60)
 
 
 @pytest.fixture(scope="session")
@@ -242,3 +337,95 @@ def tensors_of():
 @pytest.fixture(scope="session")
 def csv_file():
     return write_csv
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """PNG files of scikit-learn's digits 0, 1 and 4, 8 x 8 grey: 24, 12 and 12 to train on, 6 of each to test on."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path_factory.mktemp("images") / "digits"
+    flat, classes = load_digits(return_X_y=True)
+    for digit, count in ((0, 24), (1, 12), (4, 12)):
+        pictures = (np.asarray(flat)[classes == digit].reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
+        for number, picture in enumerate(pictures[: count + 6]):
+            place = folder / ("train" if number < count else "test") / str(digit)
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(place / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def resnet(tmp_path_factory) -> Path:
+    """A ResNet of two blocks on grey images, every tensor random, its running statistics too."""
+    from jaxptft import convert, models
+
+    config = models.ResNetConfig(channels=1, stem_width=4, widths=(4, 8), depths=(1, 1), block="basic")
+    empty, rng = convert.new_checkpoint(config, family="resnet"), np.random.default_rng(0)
+    shapes = jax.eval_shape(models.build(config, "encoder").init, jax.random.key(0), {"image": np.zeros((1, 8, 8, 1))})
+
+    def drawn(path, leaf):
+        around = 1.0 if path[-1].key in ("scale", "running_var") else 0.0
+        return (around + 0.2 * rng.uniform(-1, 1, leaf.shape)).astype(np.float32)
+
+    folder = tmp_path_factory.mktemp("models") / "resnet"
+    convert.save(folder, empty, params=jax.tree_util.tree_map_with_path(drawn, shapes))
+    fields = {"image_processor_type": "ViTImageProcessor", "size": {"height": 8, "width": 8}, "image_mean": [0.5]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(fields | {"image_std": [0.5]}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pretrain_images(digits):
+    """A function: (out, **changed values) -> the result, and what was said; short, on one device."""
+    from jaxptft.recipes import pretrain_images
+
+    values = {
+        "data": str(digits),
+        "steps": 6,
+        "batch_size": 16,
+        "learning_rate": 0.003,
+        "evaluate_every": 3,
+        "checkpoint_every": 2,
+        "log_every": 1,
+        "keep_checkpoints": 1,
+        "devices": 1,
+    }
+
+    def run(out: Path, *, pictures: bool = True, **changes) -> SimpleNamespace:
+        said: list[str] = []
+        config = settings.build(pretrain_images.Config, values | {"out": str(out), "pictures": pictures} | changes)
+        with quick_compiles():
+            result = pretrain_images.run(config, say=said.append)
+        return SimpleNamespace(**result._asdict(), said="\n".join(said), config=config)
+
+    return run
+
+
+MOCO = {
+    "objective": "moco",
+    "monitor": "neighbours",
+    "projection": {"hidden": 8, "outputs": 4},
+    "contrast": {"queue": 24},
+    "views": {"kind": "crop_flip", "mirrored": False},
+}
+VIT = {"patch_size": 2, "layers": 1, "width": 8, "heads": 2, "mlp_width": 16}
+
+
+@pytest.fixture(scope="session")
+def moco_values(resnet) -> dict:
+    return MOCO | {"model": str(resnet)}
+
+
+@pytest.fixture(scope="session")
+def moco(tmp_path_factory, pretrain_images, moco_values) -> SimpleNamespace:
+    """A ResNet pre-trained on the digits: a moving average, a queue and the statistics of batches."""
+    return pretrain_images(tmp_path_factory.mktemp("runs") / "moco", **moco_values)
+
+
+@pytest.fixture(scope="session")
+def mae(tmp_path_factory, pretrain_images) -> SimpleNamespace:
+    """A ViT pre-trained on the digits, from nothing."""
+    values = {"objective": "mae", "shape": VIT, "masked": {"decoder_width": 8, "decoder_layers": 1}}
+    return pretrain_images(tmp_path_factory.mktemp("runs") / "mae", **values)

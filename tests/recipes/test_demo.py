@@ -50,6 +50,7 @@ def test_fewer_training_rows_leave_the_test_rows_alone(sentences, tmp_path):
     assert whole["test"].fingerprint == few["test"].fingerprint
 
 
+@pytest.mark.slow
 def test_every_row_ends_in_the_table_the_picture_and_a_model(sentences, tmp_path, make_model, monkeypatch):
     model = make_model(tmp_path / "model", max_position_embeddings=128)
     monkeypatch.setattr(data, "minilm_folder", lambda: model)

@@ -9,8 +9,9 @@ import pytest
 import torch
 import transformers
 
-from jaxptft import data
+from jaxptft import data, train
 from jaxptft.recipes import distill, evaluate, settings
+from jaxptft.recipes.distill_run import DistillRun
 from jaxptft.recipes.teacher_logits import TaughtBatches
 
 
@@ -53,6 +54,21 @@ def distilled(config, quickly):
         return SimpleNamespace(**result._asdict(), said="\n".join(said))
 
     return run
+
+
+@pytest.fixture
+def built(config, quickly):
+    """A function: as `config` -> a distillation, built and not begun, what its student's evaluation gives, and what
+    that comes to for student and teacher."""
+
+    def build(out, **changes) -> SimpleNamespace:
+        with quickly(), train.StopFlag() as stop:
+            work = DistillRun(config(out, **changes), name="distill", say=lambda line: None, stop=stop)
+            found = work.training.evaluate(work.training.state, "eval")
+            student, teacher = work.task.metrics(found.predictions, "eval"), work._judge_teacher()["eval"]
+        return SimpleNamespace(work=work, evaluation=found.metrics, student=student, teacher=teacher)
+
+    return build
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +146,12 @@ def test_a_run_goes_on_where_it_was_and_does_not_ask_its_teacher_again(
         assert found[name].tobytes() == tensor.tobytes(), name
 
 
-def test_texts_whose_words_change_are_answered_anew(distilled, tmp_path, config):
-    distilled(tmp_path / "run", steps=1, augment={"deletion": 0.5})
+def test_texts_whose_words_change_are_answered_anew(config, tmp_path):
+    with train.StopFlag() as stop:
+        asked = config(tmp_path / "run", augment={"deletion": 0.5})
+        work = DistillRun(asked, name="distill", say=lambda line: None, stop=stop)
+    assert work.training.objective.constants["objectives"]["distill"]["teacher"] is not None
+    assert "teacher_logits" not in work.batches["train"].batch_at(0)["task"]
     with pytest.raises(ValueError, match="teacher_logits cannot be cached where the training texts change; leave it"):
         distill.run(config(tmp_path / "kept", augment={"deletion": 0.5}, teacher_logits="cached"))
 
@@ -162,19 +182,19 @@ def test_inner_layers_of_another_model_with_masked_tokens_beside(
     assert tensors["bert.encoder.layer.0.output.dense.weight"].shape == (8, 24)
 
 
-def test_numbers_are_distilled_by_squared_differences(tmp_path, distilled, make_model, csv_file, lines_of):
+def test_numbers_are_distilled_by_squared_differences(tmp_path, built, make_model, csv_file):
     rows = [(f"the film was {word} {word}", str(number)) for word, number in (("good", 1.5), ("bad", -2.0))] * 8
     train = str(csv_file(tmp_path / "numbers.csv", rows))
-    values = {"task": "regression", "train": train, "eval": train, "monitor": "mse", "steps": 1, "evaluate_every": 1}
+    values = {"task": "regression", "train": train, "eval": train, "monitor": "mse"}
     known = make_model(tmp_path / "known", "BertForSequenceClassification", num_labels=1, problem_type="regression")
-    run = distilled(tmp_path / "run", teacher=str(known), student="layers:0", learning_rate=1e-9, **values)
+    run = built(tmp_path / "run", teacher=str(known), student="layers:0", **values)
     # A student that is its teacher still.
-    assert run.reports["eval"].metrics["regression/mse"] == pytest.approx(run.teacher["eval"]["regression/mse"])
-    (evaluation,) = lines_of(run.out, "evaluation")
-    assert evaluation["distill/distillation/soft"] == pytest.approx(0, abs=1e-6)
+    assert run.student == pytest.approx(run.teacher)
+    assert run.student["regression/mse"] > 0
+    assert run.evaluation["distill/distillation/soft"] == pytest.approx(0, abs=1e-6)
 
 
-def test_tags_of_texts_of_several_widths_are_distilled(tmp_path, distilled, make_model, lines_of):
+def test_tags_of_texts_of_several_widths_are_distilled(tmp_path, built, make_model):
     """More evaluation rows than a batch has, so that logits a token come in several widths."""
     rows = [("the film", "B-X O"), ("a very good book was so very bad", "O O O B-X O O O O")]
     path = tmp_path / "tags.txt"
@@ -182,11 +202,11 @@ def test_tags_of_texts_of_several_widths_are_distilled(tmp_path, distilled, make
     path.write_text("\n".join(blocks[number > 33] for number in range(68)))
     names = {0: "O", 1: "B-X", 2: "I-X"}
     known = make_model(tmp_path / "known", "BertForTokenClassification", id2label=names)
-    values = {"task": "token_classification", "train": str(path), "eval": str(path), "steps": 1, "evaluate_every": 1}
-    run = distilled(tmp_path / "run", teacher=str(known), student="layers:0", learning_rate=1e-9, **values)
-    (evaluation,) = lines_of(run.out, "evaluation")
-    assert evaluation["distill/distillation/soft"] == pytest.approx(0, abs=1e-6)  # a student that is its teacher still
-    assert run.reports["eval"].metrics == pytest.approx(run.teacher["eval"])
+    values = {"task": "token_classification", "train": str(path), "eval": str(path)}
+    run = built(tmp_path / "run", teacher=str(known), student="layers:0", **values)
+    assert run.evaluation["distill/distillation/soft"] == pytest.approx(0, abs=1e-6)  # its teacher still
+    assert run.student == pytest.approx(run.teacher)
+    assert run.work.cached
 
 
 def test_logits_are_put_beside_the_rows_they_belong_to():
@@ -201,6 +221,11 @@ def test_logits_are_put_beside_the_rows_they_belong_to():
         batch = one.batch_at(step)
         expected = [logits[number] if number >= 0 else [0, 0] for number in batch["ids"]]
         np.testing.assert_array_equal(batch["teacher_logits"], np.float32(expected))
+    a_token = np.arange(48, dtype=np.float32).reshape(3, 8, 2) + 1  # rows of 8 tokens at most
+    batch = TaughtBatches(batches, a_token, key="c").batch_at(1)
+    assert batch["ids"].tolist() == [1, -1]
+    width = batch["input_ids"].shape[1]
+    np.testing.assert_array_equal(batch["teacher_logits"], [a_token[1, :width], np.zeros((width, 2))])
 
 
 @pytest.mark.parametrize(
@@ -219,7 +244,9 @@ def test_logits_are_put_beside_the_rows_they_belong_to():
         ),
         ({"unlabelled": True, "columns": {"tags": "x"}}, "columns.tags is 'x', and classification has no use for it"),
         ({"baseline": "scratch"}, "baseline is of a fine-tuning, and the teacher stands beside a student"),
-        ({"task": "question_answering"}, "task question_answering cannot be distilled; expected one of classification"),
+        ({"lora": {"rank": 1}}, "adapters are for a model in a folder, and student layers:1 is in none; make one"),
+        ({"student": "tiny", "freeze": "backbone"}, "every parameter starts afresh, and freeze='backbone' would keep"),
+        ({"task": "question_answering"}, "has no head for question_answering; fine-tune it first"),
         ({"task": "regression", "temperature": 2.0}, "temperature softens a choice between classes"),
         ({"task": "token_classification"}, "has no head for token_classification; fine-tune it first"),
         ({"task": "regression"}, "is for single_label_classification, and task is regression; choose its --task"),

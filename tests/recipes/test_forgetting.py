@@ -240,7 +240,7 @@ def asked(held):
 
 @pytest.fixture(scope="module")
 def watched(tuning, asked, fine_tune, tmp_path_factory):
-    return fine_tune(tmp_path_factory.mktemp("runs") / "watched", forgetting=asked, **tuning)
+    return fine_tune(tmp_path_factory.mktemp("runs") / "watched", forgetting=asked, **tuning, pictures=True)
 
 
 def test_a_run_measures_at_each_evaluation_and_reports_on_the_best_model(watched, lines_of):

@@ -73,6 +73,7 @@ def test_adapters_of_what_freeze_leaves_train_and_the_model_is_saved_with_them_m
 def test_peft_puts_the_adapters_on_the_model_that_the_run_began_with(adapted, masked):
     fields = json.loads((adapted.out / "adapter" / "adapter_config.json").read_text())
     assert fields["base_model_name_or_path"] == str(masked)
+    assert fields["lora_dropout"] == 0.0  # which is what was trained
     base = transformers.AutoModelForSequenceClassification.from_pretrained(masked, num_labels=2)
     loaded = peft.PeftModel.from_pretrained(base, adapted.out / "adapter").eval()
     merged = transformers.AutoModelForSequenceClassification.from_pretrained(adapted.out / "model").eval()
@@ -235,7 +236,9 @@ def test_labels_are_drawn_for_one_choice_a_row_alone():
     config = settings.build(
         finetune.Config, {"model": "m", "train": "t", "out": "o", "task": "regression", "ewc": drawn}
     )
-    nothing: Any = dict.fromkeys(("checkpoint", "architecture", "tokenizer", "kept", "moves", "mesh", "say", "stop"))
+    nothing: Any = dict.fromkeys(
+        ("checkpoint", "architecture", "tokenizer", "kept", "moves", "mesh", "say", "stop", "measured")
+    )
     with pytest.raises(
         ValueError, match=r"ewc\.labels are drawn for classification, multiple_choice, and task is regr"
     ):

@@ -17,7 +17,7 @@ def test_each_step_has_a_batch_of_every_source_and_the_first_says_how_long_an_ep
     task, texts = batches(10, 4), batches(7, 2)
     mixed = Mixed({"task": task, "mlm": texts})
     assert mixed.steps_per_epoch == 3  # ten rows, four at a time
-    assert mixed.tokenized is task.tokenized
+    assert mixed.content == task.content
     for step in (0, 4, 11):
         batch = mixed.batch_at(step)
         assert list(batch) == ["task", "mlm"]

@@ -105,9 +105,27 @@ def test_bitfit_in_numbers(planned):
     assert found["trainable"] == WIDTH + LAYERS * BIASES + WIDTH + HEAD
 
 
+def test_adapters_in_numbers(planned):
+    """Of rank 4 beside queries and values, 64 x 64: what trains, and the products that their gradients take."""
+    told, found = planned("--lora.rank", 4)
+    adapters = LAYERS * 2 * 4 * (WIDTH + WIDTH)
+    names = [piece["name"] for piece in found["pieces"]]
+    assert names[-2:] == ["lora/backbone/layer_0", "lora/backbone/layer_1"]
+    assert {piece["name"] for piece in found["pieces"] if piece["trainable"]} == {"classifier", *names[-2:]}
+    assert found["trainable"] == adapters + HEAD
+    assert found["optimizer_bytes"] == 8 * (adapters + HEAD)
+    assert found["stages"][0]["memory"] == 12 * (adapters + HEAD)
+    assert found["full"]["trainable"] == TOTAL
+    assert f"trainable: {adapters + HEAD:,} of {TOTAL + adapters:,} parameters" in told
+    # A pass forwards, one for the gradients by inputs, and those of 2 of 12 squares of the width in a layer.
+    assert found["flops_share"] == pytest.approx((2 + 2 / 12) / 3, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
+        (("--lora.rank", "2", "--bitfit"), "bitfit trains the backbone's biases, and lora keeps them as they are"),
+        (("--lora.rank", "2", "--freeze", "backbone"), "freeze='backbone' leaves none of it to train"),
         (
             ("--freeze", "backbone", "--bitfit"),
             "bitfit changes nothing: all that it is about stays frozen; leave it out",

@@ -98,6 +98,8 @@ def test_what_does_not_fit_is_refused(refused, finished, files, encoder, tmp_pat
     out = ("--out", tmp_path / "p.jsonl")
     assert "has no head of a task" in refused("predict", encoder, "--data", files.dev, *out)
     assert "nowhere.csv" in refused("predict", finished.out, "--data", "nowhere.csv", *out)
+    threshold = refused("predict", finished.out, "--data", files.dev, *out, "--settled.threshold", "0.3")
+    assert "settled.threshold is 0.3, and classification has no use for it; leave it out" in threshold
     assert "--max-length is 2: " in refused("predict", finished.out, "--data", files.dev, *out, "--max-length", "2")
     (tmp_path / "empty.csv").write_text("")
     assert "is empty" in refused("predict", finished.out, "--data", tmp_path / "empty.csv", *out)

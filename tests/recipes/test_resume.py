@@ -90,6 +90,7 @@ MOMENTS = [  # what has come to pass in the folder, and the signal that is sent 
 ]
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_at_many_moments_it_ends_with_the_same_bits(line, process, uninterrupted, tmp_path):
     out = tmp_path / "run"
     arguments = line(out)
@@ -131,6 +132,7 @@ PRETRAINING = {
 }
 
 
+@pytest.mark.slow
 def test_a_pre_training_killed_at_many_moments_ends_with_the_same_bits(process, encoder, files, tmp_path):
     """Masked language modelling on packed rows, dropout and a frozen table included."""
     corpus = tmp_path / "corpus.txt"

@@ -77,6 +77,7 @@ def searched(written, quickly, tmp_path_factory):
         return config, sweep.run(config, say=said.append), said
 
 
+@pytest.mark.slow
 def test_every_trial_is_a_run_and_the_best_is_the_best_of_them(searched):
     config, result, said = searched
     report = json.loads((config.out / "report.json").read_text())
@@ -105,6 +106,7 @@ def test_what_decides_where_nothing_is_said():
     assert sweep._usual_metric("pretrain", {}) == "pretraining/loss"
 
 
+@pytest.mark.slow
 def test_the_best_values_are_run_again_with_other_seeds_and_the_test_rows(searched):
     config, result, _ = searched
     seeds, accuracies = set(), []
@@ -119,6 +121,7 @@ def test_the_best_values_are_run_again_with_other_seeds_and_the_test_rows(search
     assert result.reruns["classification/accuracy"] == accuracies
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_and_a_trial_that_was_cut_short_is_run_again(searched, quickly):
     import optuna
 
@@ -136,6 +139,7 @@ def test_a_sweep_goes_on_and_a_trial_that_was_cut_short_is_run_again(searched, q
     assert again["learning_rate"] == cut.params["learning_rate"]
 
 
+@pytest.mark.slow
 def test_the_command_line_goes_on_with_what_the_sweep_was_told(searched, command):
     config, _, _ = searched
     told = command("sweep", "--out", config.out, "--resume", "--trials", "4", "--reruns", "1")
@@ -182,6 +186,7 @@ def test_a_folder_with_something_in_it_is_left_alone(refused, written, tmp_path)
     assert "is not empty; continue a sweep with --resume, or choose another --out" in refused(*line)
 
 
+@pytest.mark.slow
 def test_another_search_does_not_continue_a_sweep(searched):
     config, _, _ = searched
     other = config.model_copy(update={"resume": True, "search": {"batch_size": "1,2"}})

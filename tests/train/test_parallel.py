@@ -41,6 +41,7 @@ def test_an_odd_batch_gives_the_same_update_on_one_and_eight_devices(tiny):
     np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_sixty_steps_of_pmap_follow_sixty_of_sharded_jit(tiny):
     losses = {}
     for kind in ("jit", "pmap"):

@@ -17,7 +17,7 @@ def test_plain_lines_on_stderr_where_there_is_no_terminal(capfd):
     assert len(lines) == 4
     for line, (step, loss) in zip(lines, [(1, "0.7500"), (2, "0.5000"), (3, "nan")], strict=False):
         assert line.startswith(f"sentiment: step {step}/3  loss {loss}  ")
-        assert " sentences/s  " in line
+        assert " rows/s  " in line
         assert line.endswith(" s left")
     assert lines[2].endswith("  0 s left")
     assert lines[3] == "sentiment: step 3  accuracy 0.9 [bold] :warning: [/x]"

@@ -11,7 +11,9 @@ TaskName = Literal[
     "question_answering",
     "multiple_choice",
     "response",
+    "image_classification",
 ]
+IMAGE_TASKS = ("image_classification",)
 _HEADS = {
     "classification": "classifier",
     "multi_label": "classifier",
@@ -20,6 +22,7 @@ _HEADS = {
     "question_answering": "question_answering",
     "multiple_choice": "multiple_choice",
     "response": None,
+    "image_classification": "classifier",
 }
 
 

@@ -6,6 +6,8 @@ A task's module has three functions:
     predict(opened, request, *, say) -> Iterator[dict]     unlabelled rows -> one JSON-able line each, in their order
     evaluate(opened, request, *, say) -> Report            labelled rows -> how good the model is on them
 
+A task of images gets the model's `folder`, which says how images are read, in place of a tokenizer.
+
 `devices` is what a batch must be a multiple of; `checkpoint_names` are the outputs that an imported head has, in order;
 `opened` is an `inference.Opened`, `request` the Config of `predict` or `evaluate`.
 """

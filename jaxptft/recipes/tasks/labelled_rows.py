@@ -8,7 +8,7 @@ import numpy as np
 from jaxptft import data, objectives
 from jaxptft.data.targets import Target
 from jaxptft.recipes.tasks.settings import Columns
-from jaxptft.recipes.training import Batches
+from jaxptft.recipes.training import TextBatches
 
 if TYPE_CHECKING:
     from jaxptft.recipes import finetune
@@ -52,7 +52,7 @@ def training_options(config: "finetune.Config", labels: np.ndarray) -> dict[str,
     return {"weights": data.balanced_weights(labels)} if config.sampling == "balanced" else {}
 
 
-def augmented(batches: Batches, config: "finetune.Config", *, tokenizer: Any, vocab_size: int) -> Batches:
+def augmented(batches: TextBatches, config: "finetune.Config", *, tokenizer: Any, vocab_size: int) -> TextBatches:
     """Training batches with the words of their texts deleted and swapped, as the config asks; else as they are."""
     asked = config.augment
     if not (asked.deletion or asked.swap):

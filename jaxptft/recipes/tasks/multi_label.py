@@ -122,12 +122,22 @@ def _logits(opened: "Opened", table: data.Table, request: Any, say: Say) -> np.n
     return logits_of(opened, table, objectives.multi_label, classes=len(opened.names), **options)
 
 
+def _settled(opened: "Opened", request: Any) -> Mapping[str, Any]:
+    """The model's thresholds, or the one that is asked for."""
+    asked = request.settled.threshold
+    if asked is None:
+        return opened.settled
+    if not 0 <= asked <= 1:
+        raise ValueError(f"settled.threshold is {asked}; multi_label has probabilities above it: give one from 0 to 1")
+    return {"threshold": asked}
+
+
 def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
     """`row` (its line or number in the source), the value of the id column where one is named, `labels` (those whose
     probability is above the model's threshold), and `probabilities` by label."""
+    thresholds = thresholds_of(_settled(opened, request), opened.names)
     table = read_asked(request)
     probabilities = probabilities_of(_logits(opened, table, request, say))
-    thresholds = thresholds_of(opened.settled, opened.names)
     if table.report.skipped:
         say(f"{table.report.skipped} bad rows skipped")
 
@@ -140,8 +150,9 @@ def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iter
 
 
 def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Report:
-    """F1 at the model's own thresholds; each row counts exactly once."""
+    """F1 at the model's own thresholds, or the one that is asked for; each row counts exactly once."""
+    settled = _settled(opened, request)
     table = read_asked(request, target=target_of(request.labels), names=opened.names)
     logits = _logits(opened, table, request, say)
     say_rows(table, say)
-    return multi_label_report(logits, answers_of(table), opened.names, opened.settled)
+    return multi_label_report(logits, answers_of(table), opened.names, settled)

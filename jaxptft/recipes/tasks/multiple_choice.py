@@ -10,7 +10,7 @@ from jaxptft.recipes.report import Report
 from jaxptft.recipes.tasks.contract import Predictions
 from jaxptft.recipes.tasks.options import refuse_unused
 from jaxptft.recipes.tasks.settings import Columns
-from jaxptft.recipes.tasks.splits import batch_options, describe, fit_widths
+from jaxptft.recipes.tasks.splits import batch_each, describe, read_splits
 
 if TYPE_CHECKING:
     from jaxptft.recipes import evaluate as evaluation
@@ -38,31 +38,28 @@ class MultipleChoice:
         def read(source: Any, split: str | None) -> data.Choices:
             return data.read_choices(source, columns=columns, split=split, on_bad_row=config.on_bad_row)
 
-        train, held, origin = data.read_with_held_out(
-            read, config.train, config.eval, texts=_asked_about, seed=config.seed
-        )
-        self.rows = {"train": train, "eval": held}
-        if config.test is not None:
-            self.rows["test"] = read(config.test, data.pick_split(config.test, "test"))
+        self.rows, origins = read_splits(config, read, texts=_asked_about)
         self._smoothing = config.label_smoothing
         tokens = {split: data.tokenize_choices(rows, tokenizer, config.max_length) for split, rows in self.rows.items()}
-        longest = {split: found.longest for split, found in tokens.items()}
-        widths = fit_widths(longest, count=config.length_buckets, max_length=config.max_length)
-        self.batches: dict[str, Any] = {}
-        self.facts: dict[str, dict[str, Any]] = {"rows": {}, "skipped_rows": {}, "truncated": {}}
-        for split, rows in self.rows.items():
-            skipped, truncated = rows.report.skipped, tokens[split].tokenized.truncated
-            self.batches[split] = data.ChoiceBatches(
-                tokens[split],
-                rows.labels,
-                buckets=widths[split == "train"],
-                **batch_options(config, split, devices=devices),
-            )
-            for fact, count in zip(self.facts, (len(rows), skipped, truncated), strict=True):
-                self.facts[fact][split] = count
+
+        def facts(split: str) -> dict[str, int]:
+            rows, truncated = self.rows[split], tokens[split].tokenized.truncated
+            return {"rows": len(rows), "skipped_rows": rows.report.skipped, "truncated": truncated}
+
+        def tell(split: str) -> str:
+            rows, truncated = self.rows[split], tokens[split].tokenized.truncated
             counts = f", of {rows.most} choices at most" + (f", {truncated} choices cut" if truncated else "")
-            source = origin if split == "eval" else rows.source
-            say(describe(split, len(rows), source, skipped=skipped) + counts)
+            return describe(split, len(rows), origins[split], skipped=rows.report.skipped) + counts
+
+        self.batches, self.facts = batch_each(
+            config,
+            {split: found.longest for split, found in tokens.items()},
+            lambda split, **options: data.ChoiceBatches(tokens[split], self.rows[split].labels, **options),
+            facts=facts,
+            tell=tell,
+            devices=devices,
+            say=say,
+        )
 
     def objective(self, model: models.Model) -> objectives.Objective:
         return objectives.multiple_choice(model, label_smoothing=self._smoothing)

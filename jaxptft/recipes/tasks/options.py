@@ -4,24 +4,27 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxptft.recipes import evaluate, finetune
+    from jaxptft.recipes import evaluate, finetune, predict
 
 _TEXTS = ("classification", "multi_label", "regression")  # tasks with one answer for a whole text, or pair of texts
-_CLASSES = ("classification", "multi_label", "token_classification")
-_SOFTMAX = ("classification", "token_classification", "question_answering", "multiple_choice")
+_CLASSES = ("classification", "multi_label", "token_classification", "image_classification")
+_SOFTMAX = ("classification", "image_classification", "token_classification", "question_answering", "multiple_choice")
 _OF_TASKS: Mapping[str, Sequence[str]] = {
     "label_smoothing": _SOFTMAX,
     "class_weights": _CLASSES,
     "weights_by_class": _CLASSES,
-    "sampling": ("classification", "multi_label"),
+    "sampling": ("classification", "multi_label", "image_classification"),
+    "images": ("image_classification",),
+    "columns.image": ("image_classification",),
     "augment": _TEXTS,
     "labels": ("multi_label",),
     "tags": ("token_classification",),
     "answers": ("question_answering",),
     "response": ("response",),
+    "settled.threshold": ("multi_label", "question_answering"),
     "columns.text": _TEXTS,
     "columns.pair": _TEXTS,
-    "columns.label": (*_TEXTS, "multiple_choice"),
+    "columns.label": (*_TEXTS, "multiple_choice", "image_classification"),
     "columns.tokens": ("token_classification",),
     "columns.tags": ("token_classification",),
     "columns.question": ("question_answering", "multiple_choice"),
@@ -33,10 +36,10 @@ _OF_TASKS: Mapping[str, Sequence[str]] = {
 }
 
 
-def refuse_unused(config: "finetune.Config | evaluate.Config", task: str) -> None:
+def refuse_unused(config: "finetune.Config | evaluate.Config | predict.Config", task: str) -> None:
     """Raise ValueError where a value that only other tasks have a use for is not its default.
 
-    The config is one of `finetune`, or of `evaluate`, which has some of these values alone.
+    The config is one of `finetune`, or of `evaluate` or `predict`, which have some of these values alone.
     """
     for key, tasks in _OF_TASKS.items():
         first, _, rest = key.partition(".")

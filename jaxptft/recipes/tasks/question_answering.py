@@ -11,7 +11,7 @@ from jaxptft.recipes.report import Report
 from jaxptft.recipes.tasks.contract import Predictions
 from jaxptft.recipes.tasks.options import refuse_unused
 from jaxptft.recipes.tasks.settings import Answers, Columns
-from jaxptft.recipes.tasks.splits import batch_options, describe, fit_widths
+from jaxptft.recipes.tasks.splits import batch_each, describe, read_splits
 
 if TYPE_CHECKING:
     from jaxptft.recipes import evaluate as evaluation
@@ -44,32 +44,33 @@ class QuestionAnswering:
         def read(source: Any, split: str | None) -> data.Questions:
             return data.read_questions(source, columns=columns, split=split, on_bad_row=config.on_bad_row)
 
-        train, held, origin = data.read_with_held_out(
-            read, config.train, config.eval, texts=lambda rows: rows.contexts, seed=config.seed
-        )
-        self.questions = {"train": train, "eval": held}
-        if config.test is not None:
-            self.questions["test"] = read(config.test, data.pick_split(config.test, "test"))
+        self.questions, origins = read_splits(config, read, texts=lambda rows: rows.contexts)
         self._answers, self._smoothing = config.answers, config.label_smoothing
         options = {"stride": config.answers.stride, "max_question": config.answers.max_question}
         self.windows = {
             split: data.answer_windows(questions, tokenizer, config.max_length, **options)
             for split, questions in self.questions.items()
         }
-        tokens = {split: windows.tokenized for split, windows in self.windows.items()}
-        widths = fit_widths(tokens, count=config.length_buckets, max_length=config.max_length)
-        self.batches: dict[str, Any] = {}
-        self.facts: dict[str, dict[str, Any]] = {"rows": {}, "skipped_rows": {}, "truncated": {}, "windows": {}}
-        for split, questions in self.questions.items():
-            windows, skipped = self.windows[split], questions.report.skipped
-            self.batches[split] = data.WindowBatches(
-                windows, buckets=widths[split == "train"], **batch_options(config, split, devices=devices)
-            )
-            facts = (len(questions), skipped, windows.tokenized.truncated, len(windows))
-            for fact, count in zip(self.facts, facts, strict=True):
-                self.facts[fact][split] = count
-            source = origin if split == "eval" else questions.source
-            say(describe(split, len(questions), source, skipped=skipped) + _counts(questions, windows))
+
+        def facts(split: str) -> dict[str, int]:
+            questions, windows = self.questions[split], self.windows[split]
+            counts = {"rows": len(questions), "skipped_rows": questions.report.skipped}
+            return counts | {"truncated": windows.tokenized.truncated, "windows": len(windows)}
+
+        def tell(split: str) -> str:
+            questions = self.questions[split]
+            line = describe(split, len(questions), origins[split], skipped=questions.report.skipped)
+            return line + _counts(questions, self.windows[split])
+
+        self.batches, self.facts = batch_each(
+            config,
+            {split: windows.tokenized for split, windows in self.windows.items()},
+            lambda split, **options: data.WindowBatches(self.windows[split], **options),
+            facts=facts,
+            tell=tell,
+            devices=devices,
+            say=say,
+        )
 
     def objective(self, model: models.Model) -> objectives.Objective:
         return objectives.question_answering(model, n_best=self._answers.n_best, label_smoothing=self._smoothing)
@@ -177,8 +178,10 @@ def _judged(given: Sequence[str], questions: data.Questions) -> list[tuple[int, 
 
 
 def _ask(opened: "Opened", request: Any, questions: data.Questions, say: Say) -> tuple[list[Decoded], Answers]:
-    """What the model holds of each question, sought as in its fine-tuning."""
+    """What the model holds of each question, sought as in its fine-tuning but for a threshold that is asked for."""
     settings = Answers.model_validate(opened.settled.get("answers", {}))
+    if request.settled.threshold is not None:
+        settings = settings.model_copy(update={"null_threshold": request.settled.threshold})
     longest = opened.longest(request.max_length)
     windows = data.answer_windows(
         questions, opened.tokenizer, longest, stride=settings.stride, max_question=settings.max_question

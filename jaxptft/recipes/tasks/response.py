@@ -12,7 +12,7 @@ from jaxptft.recipes.report import Report
 from jaxptft.recipes.tasks.contract import Predictions
 from jaxptft.recipes.tasks.labelled_rows import row_namer, say_rows
 from jaxptft.recipes.tasks.options import refuse_unused
-from jaxptft.recipes.tasks.splits import batch_options, describe, fit_widths
+from jaxptft.recipes.tasks.splits import batch_tokens, read_splits
 
 if TYPE_CHECKING:
     from jaxptft.recipes import evaluate as evaluation
@@ -34,38 +34,17 @@ class ResponseTask:
         self.separator = config.response.separator
         self.fields: dict[str, Any] = {}
         self.monitors = {"loss": ("response/loss", False), "accuracy": ("response/accuracy", True)}
-        read = partial(
-            data.read_dialogue,
-            prompt=config.columns.prompt,
-            response=config.columns.response,
-            on_bad_row=config.on_bad_row,
-        )
-        train, held, origin = data.read_with_held_out(
-            lambda source, split: read(source, split=split),
-            config.train,
-            config.eval,
-            texts=lambda table: table.texts,
-            seed=config.seed,
-        )
-        tables = {"train": train, "eval": held}
-        if config.test is not None:
-            tables["test"] = read(config.test, split=data.pick_split(config.test, "test"))
+        columns: dict[str, Any] = {"prompt": config.columns.prompt, "response": config.columns.response}
+
+        def read(source: Any, split: str | None) -> data.Table:
+            return data.read_dialogue(source, split=split, on_bad_row=config.on_bad_row, **columns)
+
+        tables, origins = read_splits(config, read, texts=lambda table: table.texts)
         tokens = {
             split: data.dialogue_tokens(table, tokenizer, config.max_length, separator=self.separator)
             for split, table in tables.items()
         }
-        widths = fit_widths(tokens, count=config.length_buckets, max_length=config.max_length)
-        self.batches: dict[str, Any] = {}
-        self.facts: dict[str, dict[str, Any]] = {"rows": {}, "skipped_rows": {}, "truncated": {}}
-        for split, table in tables.items():
-            options = batch_options(config, split, devices=devices)
-            self.batches[split] = data.Batches(tokens[split], buckets=widths[split == "train"], **options)
-            skipped, truncated = table.report.skipped, tokens[split].truncated
-            for fact, count in (("rows", len(table)), ("skipped_rows", skipped), ("truncated", truncated)):
-                self.facts[fact][split] = count
-            source = origin if split == "eval" else table.source
-            counts = {"skipped": skipped, "truncated": truncated, "max_length": config.max_length}
-            say(describe(split, len(table), source, **counts))
+        self.batches, self.facts = batch_tokens(config, tables, tokens, origins=origins, devices=devices, say=say)
 
     def objective(self, model: models.Model) -> objectives.Objective:
         return objectives.response(model)

@@ -14,6 +14,8 @@ class Columns(Settings):
     """the text, or the first of a pair"""
     pair: str | None = None
     """the second text of a pair; "" for none"""
+    image: str | None = None
+    """the path of an image"""
     label: str | None = None
     """the class"""
     tokens: str | None = None
@@ -80,6 +82,22 @@ class Tags(Settings):
     """the scheme that is learnt and scored (default: that of the rows, but IOB2 for IOB1)"""
     label_all_pieces: bool = False
     """label every token of a word, not the first alone; all but the first get I- for B- or S-"""
+
+
+class Settled(Settings):
+    """In place of what was settled on the evaluation rows of the model's fine-tuning."""
+
+    threshold: float | None = None
+    """multi_label: the probability above which a label applies, common to all labels; question_answering: how much "no
+    answer" must score above the best answer to be given"""
+
+
+class ImageViews(Settings):
+    """How image_classification changes training images."""
+
+    views: Literal["none", "flip", "crop_flip", "resized_crop"] = "none"
+    """nothing; left and right; shifts by an eighth as well, as for CIFAR; or crops of a fifth and more, resized, and
+    flips, as for ImageNet"""
 
 
 class Response(Settings):

@@ -1,13 +1,31 @@
-"""What tasks over rows of text share: tables -> tokens -> batches, with one line said of each split."""
+"""What tasks over rows share: splits -> tokens -> batches, with facts kept, and one line said, of each split."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jaxptft import data
-from jaxptft.recipes.training import EVALUATION_ROWS
+from jaxptft.data.held_out import Rows
+from jaxptft.recipes.training import EVALUATION_ROWS, Batches
 from jaxptft.recipes.training_settings import TrainingSettings
+
+R = TypeVar("R", bound=Rows)
+B = TypeVar("B", bound=Batches)
+
+
+def read_splits(
+    config: Any, read: Callable[[Any, str | None], R], *, texts: Callable[[R], Sequence[str]]
+) -> tuple[dict[str, R], dict[str, str]]:
+    """The rows to learn from, to choose by and, if given, to test on; and in words where those of each split are from.
+
+    `read` and `texts` are those of `data.read_with_held_out`.
+    """
+    train, held, origin = data.read_with_held_out(read, config.train, config.eval, texts=texts, seed=config.seed)
+    rows = {"train": train, "eval": held}
+    if config.test is not None:
+        rows["test"] = read(config.test, data.pick_split(config.test, "test"))
+    return rows, {split: part.source for split, part in rows.items()} | {"eval": origin}
 
 
 def fit_widths(tokens: Mapping[str, data.Tokenized], *, count: int, max_length: int) -> dict[bool, tuple[int, ...]]:
@@ -40,36 +58,71 @@ def describe(split: str, rows: int, source: str, *, skipped: int = 0, truncated:
     return f"{split}: {rows} rows from {source}{cut}{bad}"
 
 
-def batch_splits(
-    config: Any,
-    tables: Mapping[str, data.Table],
+def batch_each(
+    config: TrainingSettings,
+    tokens: Mapping[str, data.Tokenized],
+    batch: Callable[..., B],
     *,
-    tokenizer: Any,
+    facts: Callable[[str], Mapping[str, int]],
+    tell: Callable[[str], str],
     devices: int,
-    origins: Mapping[str, str],
-    options: Mapping[str, Mapping[str, Any]],
     say: Callable[[str], None],
+) -> tuple[dict[str, B], dict[str, dict[str, Any]]]:
+    """Batches of each split, and the facts about them: fact -> split -> value.
+
+    Args:
+        tokens: what decides the widths of batches, by split.
+        batch: (split, **options) -> the batches of a split; `options` are those of `data.Batches`.
+        facts: of a split, for report.json.
+        tell: the line that is said of a split.
+    """
+    widths = fit_widths(tokens, count=config.length_buckets, max_length=config.max_length)
+    batches: dict[str, B] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for split in tokens:
+        options = batch_options(config, split, devices=devices)
+        batches[split] = batch(split, buckets=widths[split == "train"], **options)
+        for fact, value in facts(split).items():
+            found.setdefault(fact, {})[split] = value
+        say(tell(split))
+    return batches, found
+
+
+def batch_tokens(
+    config: TrainingSettings,
+    tables: Mapping[str, data.Table],
+    tokens: Mapping[str, data.Tokenized],
+    *,
+    origins: Mapping[str, str],
+    devices: int,
+    say: Callable[[str], None],
+    options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[dict[str, data.Batches], dict[str, dict[str, Any]]]:
-    """Batches of each split's table, and the facts about them.
+    """Batches of each split's tokens, a row of its table each, and the facts about them.
 
     `origins` says where a split's rows are from where that is not its table's source; `options` are further arguments
     of `data.Batches` by split (labels, classes).
     """
-    tokens = {split: data.tokenize(table, tokenizer, config.max_length) for split, table in tables.items()}
-    widths = fit_widths(tokens, count=config.length_buckets, max_length=config.max_length)
-    batches: dict[str, data.Batches] = {}
-    facts: dict[str, dict[str, Any]] = {"rows": {}, "skipped_rows": {}, "truncated": {}}
-    for split, table in tables.items():
-        batches[split] = data.Batches(
-            tokens[split],
-            buckets=widths[split == "train"],
-            **batch_options(config, split, devices=devices),
-            **options[split],
-        )
-        truncated, skipped = tokens[split].truncated, table.report.skipped
-        for fact, count in (("rows", len(table)), ("skipped_rows", skipped), ("truncated", truncated)):
-            facts[fact][split] = count
+
+    def facts(split: str) -> dict[str, int]:
+        table = tables[split]
+        return {"rows": len(table), "skipped_rows": table.report.skipped, "truncated": tokens[split].truncated}
+
+    def tell(split: str) -> str:
+        table = tables[split]
+        counts = {"skipped": table.report.skipped, "truncated": tokens[split].truncated}
         source = origins.get(split, table.source)
-        counts: dict[str, int] = {"skipped": skipped, "truncated": truncated, "max_length": config.max_length}
-        say(describe(split, len(table), source, **counts))
-    return batches, facts
+        return describe(split, len(table), source, **counts, max_length=config.max_length)
+
+    def batch(split: str, **own: Any) -> data.Batches:
+        return data.Batches(tokens[split], **own, **(options or {}).get(split, {}))
+
+    return batch_each(config, tokens, batch, facts=facts, tell=tell, devices=devices, say=say)
+
+
+def batch_splits(
+    config: TrainingSettings, tables: Mapping[str, data.Table], *, tokenizer: Any, **options: Any
+) -> tuple[dict[str, data.Batches], dict[str, dict[str, Any]]]:
+    """`batch_tokens` of tables of texts, each cut to `max_length`."""
+    tokens = {split: data.tokenize(table, tokenizer, config.max_length) for split, table in tables.items()}
+    return batch_tokens(config, tables, tokens, **options)

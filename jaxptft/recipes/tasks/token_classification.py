@@ -11,7 +11,7 @@ from jaxptft.recipes.report import Report
 from jaxptft.recipes.tasks.contract import Predictions
 from jaxptft.recipes.tasks.options import balanced_classes, chosen_weights, refuse_unused
 from jaxptft.recipes.tasks.settings import Columns
-from jaxptft.recipes.tasks.splits import batch_options, fit_widths
+from jaxptft.recipes.tasks.splits import batch_each
 
 if TYPE_CHECKING:
     from jaxptft.recipes import evaluate as evaluation
@@ -51,19 +51,25 @@ class TokenClassification:
             for split, part in rows.items()
         }
         tokens = {split: tagged.tokenized for split, tagged in self.tagged.items()}
-        widths = fit_widths(tokens, count=config.length_buckets, max_length=config.max_length)
-        self.batches: dict[str, Any] = {}
-        self.facts: dict[str, dict[str, Any]] = {
-            name: {} for name in ("rows", "words", "skipped_rows", "truncated", "loose_tags")
-        }
-        for split, part in rows.items():
-            options = batch_options(config, split, devices=devices)
-            self.batches[split] = data.TaggedBatches(self.tagged[split], buckets=widths[split == "train"], **options)
+
+        def facts(split: str) -> dict[str, int]:
+            part = rows[split]
             counts = {"rows": len(part), "words": sum(map(len, part.words)), "skipped_rows": part.report.skipped}
-            counts |= {"truncated": tokens[split].truncated, "loose_tags": part.loose}
-            for fact, count in counts.items():
-                self.facts[fact][split] = count
-            say(_described(split, part, origin if split == "eval" else part.source, tokens[split]))
+            return counts | {"truncated": tokens[split].truncated, "loose_tags": part.loose}
+
+        def tell(split: str) -> str:
+            source = origin if split == "eval" else rows[split].source
+            return _described(split, rows[split], source, tokens[split])
+
+        self.batches, self.facts = batch_each(
+            config,
+            tokens,
+            lambda split, **options: data.TaggedBatches(self.tagged[split], **options),
+            facts=facts,
+            tell=tell,
+            devices=devices,
+            say=say,
+        )
         say(f"tags ({self.scheme or 'no entities'}): {', '.join(self.names)}")
         self._truth = {split: part.tags or [] for split, part in rows.items()}
         self._width, self._smoothing = config.max_length, config.label_smoothing

@@ -128,6 +128,19 @@ def test_predict_and_evaluate_use_the_settled_thresholds(learnt, sets, command, 
     assert json.loads((tmp_path / "e.json").read_text())["metrics"] == pytest.approx(learnt.reports["test"].metrics)
 
 
+def test_another_threshold_may_be_asked_for(learnt, sets, command, refused, tmp_path):
+    """Below every probability, so that every label applies."""
+    low = ("--settled.threshold", "0")
+    assert command("predict", learnt.out, "--data", sets["test"], "--out", tmp_path / "p.jsonl", *low).status == 0
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert all(line["labels"] == ["blame", "praise", "prose"] for line in lines)
+    options = ("--data", sets["test"], "--labels.delimiter", "|", "--out", tmp_path / "e.json")
+    assert command("evaluate", learnt.out, *options, *low).status == 0
+    assert set(json.loads((tmp_path / "e.json").read_text())["thresholds"].values()) == {0.0}
+    complaint = refused("evaluate", learnt.out, "--data", sets["test"], "--settled.threshold", "2")
+    assert "settled.threshold is 2.0; multi_label has probabilities above it: give one from 0 to 1" in complaint
+
+
 def test_columns_of_flags_are_labels_in_the_models_order(learnt, sets, command, tmp_path):
     lines = [line.split(",") for line in sets["test"].read_text().splitlines()[1:]]
     flags = [

@@ -8,7 +8,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from jaxptft.recipes import evaluate
 from jaxptft.recipes.finetune import Config
-from jaxptft.recipes.tasks import TaskName, module_of
+from jaxptft.recipes.tasks import IMAGE_TASKS, TaskName, module_of
 from jaxptft.recipes.tasks.options import _OF_TASKS, balanced_classes, chosen_weights, refuse_unused
 
 TASKS = get_args(TaskName)
@@ -21,7 +21,8 @@ def config(**changes):
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_refuses_what_is_of_others_before_it_reads(task):
     role = "text" if task == "response" else "prompt"
-    names = {"tokenizer": None, "architecture": None, "devices": 1, "checkpoint_names": None}
+    source = "folder" if task in IMAGE_TASKS else "tokenizer"
+    names = {source: None, "architecture": None, "devices": 1, "checkpoint_names": None}
     with pytest.raises(ValueError, match=f"columns.{role} is 'x', and {task} has no use for it; leave it out"):
         module_of(task).read(config(task=task, columns={role: "x"}), **names, say=print)
     refuse_unused(config(task=task), task)  # nothing was asked for

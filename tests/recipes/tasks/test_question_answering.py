@@ -8,8 +8,9 @@ import pytest
 import torch
 import transformers
 
-from jaxptft import data, models, objectives
-from jaxptft.recipes import finetune, settings
+from jaxptft import data, models, objectives, train
+from jaxptft.recipes import distill, finetune, settings
+from jaxptft.recipes.distill_run import DistillRun
 from jaxptft.recipes.tasks import question_answering
 
 # No articles: an answer that is one alone counts as none.
@@ -132,6 +133,37 @@ def test_evaluation_is_the_runs_own(answering, squad, command, tmp_path):
     assert told.status == 0, told.err
     found = json.loads((tmp_path / "e.json").read_text())["metrics"]
     assert found == pytest.approx(answering.reports["test"].metrics)
+
+
+def test_another_threshold_may_be_asked_for(answering, squad, command, tmp_path):
+    """So high that there is always an answer: of a fifth of the questions, none is right."""
+    told = command("predict", answering.out, "--data", squad["test"], "--out", tmp_path / "p.jsonl", *HIGH)
+    assert told.status == 0, told.err
+    assert all(json.loads(line)["answer"] for line in (tmp_path / "p.jsonl").read_text().splitlines())
+    assert command("evaluate", answering.out, "--data", squad["test"], "--out", tmp_path / "e.json", *HIGH).status == 0
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert (found["null_threshold"], found["metrics"]["question_answering/no_answer_f1"]) == (99.0, 0.0)
+
+
+HIGH = ("--settled.threshold", "99")
+
+
+def test_a_student_that_is_its_teacher_still_answers_as_it_does(answering, base, squad, quickly, tmp_path):
+    """Windows of several widths; what the teacher says of every token was kept."""
+    values = {key: base[key] for key in ("max_length", "batch_size", "dropout", "devices")}
+    values |= {"teacher": str(answering.out), "student": "layers:0", "out": str(tmp_path / "run"), "steps": 1}
+    values |= {"task": "question_answering", "train": str(squad["train"]), "eval": str(squad["dev"])}
+    values |= {"answers": {"stride": 4, "max_answer": 3}, "soft": 2.0}
+    with quickly(), train.StopFlag() as stop:
+        config = settings.build(distill.Config, values)
+        work = DistillRun(config, name="distill", say=lambda line: None, stop=stop)
+        found = work.training.evaluate(work.training.state, "eval")
+        teacher = work._judge_teacher()["eval"]
+    assert work.cached
+    assert found.metrics["distill/distillation/soft"] == pytest.approx(0, abs=1e-5)
+    assert found.metrics["distill/distillation/agreement"] == 1.0
+    assert work.task.metrics(found.predictions, "eval") == pytest.approx(teacher)
+    assert teacher == pytest.approx(answering.reports["eval"].metrics)
 
 
 @pytest.fixture

@@ -5,6 +5,10 @@ import pytest
 import torch
 import transformers
 
+from jaxptft import train
+from jaxptft.recipes import distill, settings
+from jaxptft.recipes.distill_run import DistillRun
+
 WORDS = ["<|endoftext|>", "what", "says", "the", "cat", "dog", "cow", "meow", "woof", "moo", "it", "so"]
 SAYS = {"cat": "meow", "dog": "woof", "cow": "moo"}
 
@@ -90,6 +94,41 @@ def test_the_model_generates_and_says_what_was_settled(taught):
     assert config["architectures"] == ["GPT2LMHeadModel"]
     kept = config["task_specific_params"]["jaxptft"]
     assert kept == {"task": "response", "max_length": 24, "settled": {"separator": "\n"}}
+
+
+def test_a_student_takes_what_its_teacher_says_in_the_responses_alone(taught, base, dialogue, quickly, tmp_path):
+    """Against torch's divergence of the teacher and of its first layer, at the tokens of the responses."""
+
+    def config(**changes):
+        values = {"teacher": str(taught.out), "student": "layers:0", "out": str(tmp_path / "run"), "task": "response"}
+        values |= {"train": str(dialogue), "eval": str(dialogue), "steps": 1, "batch_size": 12, "max_length": 24}
+        return settings.build(distill.Config, values | {"devices": base["devices"]} | changes)
+
+    with quickly(), train.StopFlag() as stop:
+        work = DistillRun(config(), name="distill", say=lambda line: None, stop=stop)
+        found = work.training.evaluate(work.training.state, "eval")
+        of_teacher = work._judge_teacher()["eval"]
+    teacher, student = (
+        transformers.AutoModelForCausalLM.from_pretrained(taught.out / "model").eval() for _ in range(2)
+    )
+    student.transformer.h = student.transformer.h[:1]
+    apart = []
+    for animal, sound in SAYS.items():
+        words = ["what", "says", "the", animal, "the", animal, "says", sound, WORDS[0]]
+        ids = torch.tensor([[WORDS.index(word) for word in words]])
+        with torch.no_grad():
+            logs = [torch.log_softmax(model(ids).logits[0, 3:8] / 2.0, -1) for model in (student, teacher)]
+        divergence = torch.nn.functional.kl_div(*logs, log_target=True, reduction="batchmean")  # a mean over tokens
+        apart.append(4.0 * divergence.item())
+    assert found.metrics["distill/distillation/soft"] == pytest.approx(np.mean(apart), rel=1e-3)
+    assert of_teacher == pytest.approx(
+        {"response/perplexity": taught.reports["eval"].metrics["response/perplexity"]}, rel=1e-4
+    )
+    assert not work.cached
+    with pytest.raises(ValueError, match="teacher_logits cannot be cached where an answer is a number for each"):
+        distill.run(config(teacher_logits="cached"), say=lambda line: None)
+    with pytest.raises(ValueError, match=r"was taught with the separator '\\n', and response.separator is ' => '"):
+        distill.run(config(response={"separator": " => "}), say=lambda line: None)
 
 
 def test_an_encoder_is_refused(refused, flags, dialogue):
