@@ -100,6 +100,7 @@ def test_loss_and_gradient_are_the_weighted_sums_of_the_parts(parts):
 
 
 @pytest.mark.parametrize("devices, accumulate, kind", [(8, 1, "jit"), (1, 4, "jit"), (8, 1, "pmap")])
+@pytest.mark.slow
 def test_one_step_is_the_same_on_one_device_on_eight_and_in_micro_steps(parts, devices, accumulate, kind):
     """SGD at rate 1: what the parameters move by is the gradient."""
     import optax

@@ -66,6 +66,7 @@ def test_an_auxiliary_objective_needs_weight_and_corpus(refused, flags, corpus, 
     assert "empty.txt" in complaint
 
 
+@pytest.mark.slow
 def test_a_baseline_from_scratch_stands_beside_the_run(fine_tune, tmp_path, files):
     values = {"steps": 2, "test": str(files.test), "freeze": "backbone/embeddings/**", "l2_to_pretrained": 0.1}
     result = fine_tune(tmp_path / "run", baseline="scratch", **values)

@@ -134,6 +134,7 @@ def test_what_masked_language_modelling_learns_is_what_torch_then_predicts(learn
     assert learnt.metrics["masked_lm/accuracy"] > 0.6  # the article and the last word are coin tosses
 
 
+@pytest.mark.slow
 def test_packed_and_unpacked_rows_give_one_validation_loss(pre_train, tmp_path):
     """Short documents: the masks are those of the examples, however they share rows."""
     options = {"rows": "documents", "documents": "line", "max_length": 24, "learning_rate": 1e-9, "steps": 1}
@@ -172,6 +173,7 @@ def test_an_encoder_goes_on_with_a_fresh_head_and_keeps_its_pooler(encoder, pre_
     assert not np.array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_for_longer(pre_train, tmp_path, lines_of):
     """At a constant rate 4 steps and then 4 more are the 8 steps of a run that was never ended."""
     constant = {"optimizer": {"schedule": "constant", "warmup": 0.0}, "dropout": 0.1, "evaluate_every": 4}

@@ -85,6 +85,7 @@ def test_averaging_the_parts_would_have_been_wrong(tiny, reference):
     assert abs(np.mean(losses) - reference[0]) > 0.05
 
 
+@pytest.mark.slow
 def test_penalties_count_once_however_the_batch_is_split(tiny):
     shifted = jax.tree.map(lambda leaf: leaf + 0.1, tiny.params)
     objective = objectives.combine(tiny.objective, penalties=[objectives.l2_to_pretrained(shifted, weights=0.5)])
