@@ -365,11 +365,7 @@ class FinetuneRun:
             own = {key: state.params[key] for key in (*saved, objectives.LORA)}
             keeping.save_adapter(config.out / "adapter", config, own, self.trainable, checkpoint=self.checkpoint)
         facts = {
-            "best_step": loop.best_step,
-            "steps": int(training.state.step),
-            "skipped_steps": loop.skipped,
-            "parameters": training.parameter_count,
-            "trainable_parameters": training.trainable_count,
+            **training.facts(loop),
             **({"settled": settled} if settled else {}),
             **task.facts,
             **({} if forgotten is None else {"forgetting": forgotten.to_dict()}),

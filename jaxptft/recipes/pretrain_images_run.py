@@ -1,6 +1,5 @@
 """The parts of one pre-training on images put together: images, backbone, objective, loop, and what remains of it."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -240,19 +239,8 @@ class PretrainImagesRun:
         metrics = {name: value for name, value in found.items() if np.isfinite(value)}
         params = jax.tree.map(np.asarray, state.params)
         self._save(params)
-        facts = {
-            "metrics": metrics,
-            "best_step": loop.best_step,
-            "steps": int(training.state.step),
-            "skipped_steps": loop.skipped,
-            "parameters": training.parameter_count,
-            "trainable_parameters": training.trainable_count,
-            **self.facts,
-        }
-        (out / "report.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        lines = [f"{name.ljust(32)}{value:10.4f}" for name, value in sorted(metrics.items())]
-        text = f"best step {loop.best_step} of {facts['steps']}, on held-out images\n\n" + "\n".join(lines)
-        (out / "report.txt").write_text(text + "\n", encoding="utf-8")
+        facts = {**training.facts(loop), **self.facts}
+        text = reports.save_metrics(out, metrics, facts, heading="held-out images")
         self.say(text)
         reports.plot_history(out / "history.png", training.journal.read(), training.schedule.monitor)
         if self.config.pictures:

@@ -1,6 +1,5 @@
 """The parts of one pre-training put together: corpus, examples, model, objective, loop, and what remains of it."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -331,19 +330,8 @@ class PretrainRun:
         if "generator" in params:
             architecture = self._generator_config(self.saved_architecture)
             self._save(out / "generator", architecture, objectives.generator_params(params), fresh=True)
-        facts = {
-            "metrics": metrics,
-            "best_step": loop.best_step,
-            "steps": int(training.state.step),
-            "skipped_steps": loop.skipped,
-            "parameters": training.parameter_count,
-            "trainable_parameters": training.trainable_count,
-            **self.facts,
-        }
-        (out / "report.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        lines = [f"{name.ljust(32)}{value:10.4f}" for name, value in sorted(metrics.items())]
-        text = f"best step {loop.best_step} of {facts['steps']}, on held-out text\n\n" + "\n".join(lines)
-        (out / "report.txt").write_text(text + "\n", encoding="utf-8")
+        facts = {**training.facts(loop), **self.facts}
+        text = reports.save_metrics(out, metrics, facts, heading="held-out text")
         self.say(text)
         reports.plot_history(out / "history.png", training.journal.read(), training.schedule.monitor)
         return metrics

@@ -32,6 +32,15 @@ def save_report(folder: Path, reports: Mapping[str, Report], facts: Mapping[str,
             draw(folder / f"{stem}_{split}.png")
 
 
+def save_metrics(folder: Path, metrics: Mapping[str, float], facts: Mapping[str, Any], *, heading: str) -> str:
+    """Write report.json and report.txt of a pre-training, whose report is numbers alone; returns the text."""
+    (folder / "report.json").write_text(json.dumps({"metrics": metrics, **facts}, indent=2) + "\n", encoding="utf-8")
+    lines = [f"{name.ljust(32)}{value:10.4f}" for name, value in sorted(metrics.items())]
+    text = f"best step {facts['best_step']} of {facts['steps']}, on {heading}\n\n" + "\n".join(lines)
+    (folder / "report.txt").write_text(text + "\n", encoding="utf-8")
+    return text
+
+
 def add_baseline(folder: Path, found: Mapping[str, Report], baseline: Mapping[str, Report], *, name: str) -> list[str]:
     """Put another run's metrics beside those in report.json and report.txt; returns them as lines of a table."""
     path = folder / "report.json"

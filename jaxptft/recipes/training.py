@@ -149,6 +149,16 @@ class Training:
             stop=self.stop,
         )
 
+    def facts(self, loop: train.LoopState) -> dict[str, Any]:
+        """How far the run came, and how much of the model it trained: for report.json."""
+        return {
+            "best_step": loop.best_step,
+            "steps": int(self.state.step),
+            "skipped_steps": loop.skipped,
+            "parameters": self.parameter_count,
+            "trainable_parameters": self.trainable_count,
+        }
+
     def run(self) -> train.LoopState:
         """From the start, or from the newest good checkpoint when resuming, to the end."""
         loop = train.LoopState()
