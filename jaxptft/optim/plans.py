@@ -79,10 +79,11 @@ def gradual_unfreezing(params: PyTree, *, every: int | float | None = None, at: 
     return Plan(rules, "unfreeze", whole=True)
 
 
-def bias_only(params: PyTree) -> Plan:
+def bias_only(params: PyTree, *, fresh: Sequence[str] = ()) -> Plan:
     """Of the backbone only the biases train, those of its norms included; the heads train whole.
 
-    Ben Zaken et al. 2022 (BitFit), arXiv:2106.10199, section 3.
+    So do the backbone's paths in `fresh`: what a checkpoint lacks has nothing to keep. Ben Zaken et al. 2022 (BitFit),
+    arXiv:2106.10199, section 3.
 
     Raises:
         ValueError: the backbone has no biases (ModernBERT's has none).
@@ -93,4 +94,5 @@ def bias_only(params: PyTree) -> Plan:
     backbone_of(params)
     if not any(matches("backbone/**/bias", path) for path in paths(params)):
         raise ValueError("bitfit trains the backbone's biases, and this backbone has none; choose another plan")
-    return Plan({"backbone/**/bias": Rule(), "backbone/**": "frozen"}, "bitfit", whole=True)
+    learning = dict.fromkeys(("backbone/**/bias", *(path for path in fresh if not path.endswith("/bias"))), Rule())
+    return Plan(learning | {"backbone/**": "frozen"}, "bitfit", whole=True)

@@ -79,7 +79,9 @@ class Training:
         self.learning_rate = optim.schedule(
             o.schedule, peak=config.learning_rate, steps=steps, warmup=o.warmup, cycles=o.cycles
         )
-        self.plan = training_plan.settle(config, params, trainable, multipliers=o.multipliers, steps=steps)
+        self.plan = training_plan.settle(
+            config, params, trainable, multipliers=o.multipliers, steps=steps, imported=imported
+        )
         if imported is not None:
             training_plan.refuse_fresh(self.plan, imported)
         self.optimizer = optim.plan_adamw(
@@ -347,6 +349,7 @@ def computed_with(config: Any, *, dtype: str, dropout: float | None = None) -> A
 def adopt(kept: Params, fresh: Params, freeze: str) -> tuple[Params, Any]:
     """Imported parameters completed by fresh ones, and which of them train.
 
+    `freeze="backbone"` keeps what was imported of it: a piece that starts afresh, as a pooler may, trains like a head.
     What was imported and this task does not use (a pooler under masked language modelling) stays, as it is; running
     statistics, which no gradient reaches, are renewed by the objective, and fixed tables stay.
     """
@@ -354,9 +357,10 @@ def adopt(kept: Params, fresh: Params, freeze: str) -> tuple[Params, Any]:
     used = set(optim.paths(fresh))
     trainable = optim.trainable_mask(params, freeze)
     leaves, tree = jax.tree.flatten(trainable)
+    new = set(training_plan.fresh_paths(params, kept)) if freeze == "backbone" else set()
     known = zip(optim.paths(params), leaves, strict=True)
     return params, jax.tree.unflatten(
-        tree, [learns and path in used and not path.endswith(STILL) for path, learns in known]
+        tree, [(learns or path in new) and path in used and not path.endswith(STILL) for path, learns in known]
     )
 
 

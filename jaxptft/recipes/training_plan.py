@@ -14,7 +14,9 @@ STILL = ("/running_mean", "/running_var", "/fixed_positions")
 """Endings of the paths of parameters that no gradient reaches: running statistics, and tables that are given."""
 
 
-def plans_of(settings: PlanSettings, params: Params, *, multipliers: Mapping[str, float]) -> list[optim.Plan]:
+def plans_of(
+    settings: PlanSettings, params: Params, *, multipliers: Mapping[str, float], imported: Params | None = None
+) -> list[optim.Plan]:
     """The plans that the settings stand for, but for `freeze`, whose words `optim.trainable_mask` reads."""
     rules: dict[str, Any] = {
         pattern: "frozen" if rule == "frozen" else optim.Rule(**dict(rule)) for pattern, rule in settings.plan.items()
@@ -25,7 +27,7 @@ def plans_of(settings: PlanSettings, params: Params, *, multipliers: Mapping[str
     if settings.unfreeze.every is not None or settings.unfreeze.at:
         plans.append(optim.gradual_unfreezing(params, every=settings.unfreeze.every, at=settings.unfreeze.at))
     if settings.bitfit:
-        plans.append(optim.bias_only(params))
+        plans.append(optim.bias_only(params, fresh=fresh_paths(params, imported) if imported else ()))
     return [_with_adapters(plan, params) for plan in plans]
 
 
@@ -49,12 +51,14 @@ def settle(
     *,
     multipliers: Mapping[str, float],
     steps: int | None,
+    imported: Params | None = None,
 ) -> optim.Timetable:
     """The timetable of a run of so many steps; `trainable` marks what `freeze` leaves, and the task uses.
 
-    Raises ValueError, in one line, for whatever contradicts itself or has no effect.
+    `imported` holds what did not start afresh (default: everything). Raises ValueError, in one line, for whatever
+    contradicts itself or has no effect.
     """
-    plans = plans_of(settings, params, multipliers=multipliers)
+    plans = plans_of(settings, params, multipliers=multipliers, imported=imported)
     return optim.timetable(params, plans, trainable=trainable, steps=steps)
 
 
@@ -75,6 +79,13 @@ def unfrozen_at(table: optim.Timetable, begin: int) -> list[str]:
 def count_trainable(params: Params, mask: Any) -> int:
     """How many parameters the mask marks; params may be shapes."""
     return sum(leaf.size for leaf, learns in zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True) if learns)
+
+
+def fresh_paths(params: Params, imported: Params) -> list[str]:
+    """The backbone's parameters that `imported` lacks, but for those that no gradient reaches."""
+    known = set(optim.paths(imported))
+    own = (path for path in optim.paths(params) if path.startswith("backbone/") and not path.endswith(STILL))
+    return [path for path in own if path not in known]
 
 
 def refuse_fresh(table: optim.Timetable, imported: Params) -> None:

@@ -95,14 +95,14 @@ class PlanSettings(Settings):
     """What of a model trains, how fast, and from when on; these hold together: frozen is frozen, rates multiply."""
 
     freeze: str = "none"
-    """none, backbone (train the head alone), all-but-top-K, or path patterns separated by commas"""
+    """none, backbone (all that was imported of it: the heads train), all-but-top-K, or path patterns with commas"""
     plan: dict[str, Annotated[Literal["frozen"] | PlanRule, _RULE_FLAG]] = Field(default_factory=dict)
     """path pattern -> frozen, or its rate (factor), decay and step of unfreezing; the first match wins"""
     layer_decay: float | None = Field(default=None, gt=0, le=1)
     """the learning rate falls by this factor from each layer to the one below it (ELECTRA; 0.8 to 0.95)"""
     unfreeze: Unfreeze = Unfreeze()
     bitfit: bool = False
-    """of the backbone train the biases alone"""
+    """of the backbone train the biases alone, and what the model lacks"""
 
     @field_validator("freeze", mode="before")
     @classmethod

@@ -1,5 +1,6 @@
 """What of a model trains, what stays and what is held near its imported values, on one device and on several."""
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -118,8 +119,15 @@ def test_parameters_that_start_afresh_must_not_be_frozen(fine_tune, built, tmp_p
     save_file({name: value for name, value in tensors.items() if "pooler" not in name}, model / "model.safetensors")
     values = {"model": str(model), "allow_missing": ["pooler.*"]}
     with pytest.raises(
-        ValueError, match=r"backbone/pooler/\w+ is not in .*, so it starts afresh, and freeze='backbone'"
+        ValueError, match=r"backbone/pooler/\w+ is not in .*, so it starts afresh, and freeze='backbone/\*\*'"
     ):
-        fine_tune(tmp_path / "run", **values, freeze="backbone")
+        fine_tune(tmp_path / "run", **values, freeze="backbone/**")
     run = built(tmp_path / "run", **values, freeze="backbone/embeddings/**")
     assert run.trainable["backbone"]["pooler"]["kernel"]
+    run = built(tmp_path / "run", **values, freeze="backbone")
+    assert run.trainable["backbone"]["pooler"] == {"kernel": True, "bias": True}
+    assert not any(jax.tree.leaves(run.trainable["backbone"]["layer_0"]))
+    run = built(tmp_path / "run", **values, bitfit=True)
+    learning = jax.tree.leaves_with_path(run.training.plan.mask(0)["backbone"])
+    names = {jax.tree_util.keystr(path, simple=True, separator="/") for path, learns in learning if learns}
+    assert {name for name in names if not name.endswith("/bias")} == {"pooler/kernel"}

@@ -25,11 +25,22 @@ def test_imported_parameters_are_completed_and_what_the_task_does_not_use_stays(
     assert training.fresh_pieces(fresh, kept) == ["backbone/embeddings"]
 
 
+KEPT = {"backbone": {key: FRESH["backbone"][key] for key in ("embeddings", "layer_0")}}
+
+
+def test_a_frozen_backbone_is_what_was_imported_of_it():
+    _, trainable = training.adopt(KEPT, FRESH, "backbone")
+    assert trainable == {
+        "backbone": {"embeddings": {"w": False}, "layer_0": {"w": False}, "pooler": {"w": True}},
+        "head": {"w": True},
+    }
+    training.refuse_frozen_fresh(FRESH, trainable, KEPT, model="a/model", freeze="backbone")
+
+
 def test_a_parameter_that_starts_afresh_must_train():
-    kept = {"backbone": {key: FRESH["backbone"][key] for key in ("embeddings", "layer_0")}}
-    _, trainable = training.adopt(kept, FRESH, "backbone")
+    _, trainable = training.adopt(KEPT, FRESH, "backbone/**")
     with pytest.raises(ValueError, match="backbone/pooler/w is not in a/model, so it starts afresh, and freeze="):
-        training.refuse_frozen_fresh(FRESH, trainable, kept, model="a/model", freeze="backbone")
+        training.refuse_frozen_fresh(FRESH, trainable, KEPT, model="a/model", freeze="backbone/**")
 
 
 @pytest.mark.parametrize(

@@ -112,10 +112,11 @@ def test_a_plan_survives_yaml():
 
 def test_what_starts_afresh_must_train_at_some_time():
     imported = {"backbone": {key: TREE["backbone"][key] for key in ("embeddings", "layer_0", "layer_1")}}
+    rule = {"plan": {"backbone/pooler/kernel": "frozen"}}
     with pytest.raises(
         ValueError, match="backbone/pooler/kernel is not in the imported model, so it starts afresh, and"
     ):
-        training_plan.refuse_fresh(settled({"bitfit": True}), imported)
+        training_plan.refuse_fresh(settled(rule), imported)
     training_plan.refuse_fresh(settled({"unfreeze": {"every": 10}}), imported)
 
 
