@@ -99,12 +99,16 @@ def open_images(
 
     Raises:
       FileNotFoundError: there is no such source.
-      ValueError: it holds no images, its columns cannot be told, or the split is not there or must be chosen.
+      ValueError: it holds no images, its columns cannot be told or it has none, or the split is not there or must be
+        chosen.
     """
+    columns = columns or ImageColumns()
     if isinstance(source, str) and source in (DIGITS, FASHION):
+        _refuse_columns(source, columns)
         return _digits(split) if source == DIGITS else _fashion(split)
     path = _path(source)
     if path is not None and path.is_dir() and not _is_saved(path):
+        _refuse_columns(str(path), columns)
         if pairs := idx_pairs(path):
             return _idx(pairs[_choose(str(path), tuple(pairs), split)], f"{path}[{split}]" if split else str(path))
         folders = _folder_splits(path)
@@ -116,6 +120,7 @@ def open_images(
     if path is not None and path.is_file():
         if is_idx(path):
             _refuse_split(str(path), split)
+            _refuse_columns(str(path), columns)
             return _idx(idx_pair(path), str(path))
         if path.suffix.lower() not in readers.SUFFIXES:
             what = "is one image" if path.suffix.lower() in SUFFIXES else f"has suffix {path.suffix!r}"
@@ -123,7 +128,7 @@ def open_images(
                 f"{path}: {what}; expected a folder of images, a table ({', '.join(readers.SUFFIXES)}) of their paths, "
                 "or a file called ...-images-idx3-ubyte"
             )
-    return _table(sources.open_source(source, split), path, columns or ImageColumns(), labelled)
+    return _table(sources.open_source(source, split), path, columns, labelled)
 
 
 def _path(source: Any) -> Path | None:
@@ -148,6 +153,13 @@ def _choose(name: str, splits: Sequence[str], wanted: str | None) -> str:
 def _refuse_split(name: str, split: str | None) -> None:
     if split is not None:
         raise ValueError(f"{name}: has no splits, and split {split!r} was asked of it")
+
+
+def _refuse_columns(name: str, columns: ImageColumns) -> None:
+    asked = [(role, column) for role, column in vars(columns).items() if column is not None]
+    if asked:
+        role, column = asked[0]
+        raise ValueError(f"{name}: has no columns, and {column!r} was given as the one of the {role}; leave it out")
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -94,5 +94,5 @@ def bias_only(params: PyTree, *, fresh: Sequence[str] = ()) -> Plan:
     backbone_of(params)
     if not any(matches("backbone/**/bias", path) for path in paths(params)):
         raise ValueError("bitfit trains the backbone's biases, and this backbone has none; choose another plan")
-    learning = dict.fromkeys(("backbone/**/bias", *(path for path in fresh if not path.endswith("/bias"))), Rule())
-    return Plan(learning | {"backbone/**": "frozen"}, "bitfit", whole=True)
+    learning = ("backbone/**/bias", *(path for path in fresh if not path.endswith("/bias")))
+    return Plan({**dict.fromkeys(learning, Rule()), "backbone/**": "frozen"}, "bitfit", whole=True)

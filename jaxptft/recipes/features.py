@@ -105,6 +105,8 @@ class Backbone:
         options: dict[str, Any] = {"batch_size": batch_size, "shuffle": False, "multiple_of": self._mesh.size}
         asked: dict[str, Any] = {"names": names, "on_bad_row": on_bad_row}
         if self.preprocessing is not None:
+            if max_length is not None:
+                raise ValueError(f"max_length is {max_length}, and {self.source} reads images; leave it out")
             found: Any = read_asked_images(
                 source, self.preprocessing, split=split, labelled=labelled, columns=columns, **asked
             )

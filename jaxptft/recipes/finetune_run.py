@@ -372,7 +372,7 @@ class FinetuneRun:
             **self._facts(),
         }
         reports.save_report(config.out, found, facts)
-        reports.plot_history(config.out / "history.png", training.journal.read(), training.schedule.monitor)
+        reports.plot_history(config.out / "history.png", training.journal.read(), training.charted)
         if forgotten is not None:
             forgetting_report.keep(config.out, forgotten, training.journal.read())
             self.say(forgotten.suggestion)

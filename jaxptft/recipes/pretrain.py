@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from jaxptft.recipes.settings import Settings
 from jaxptft.recipes.training_settings import TrainingSettings
 
-ObjectiveName = Literal["mlm", "nsp", "mlm+nsp", "mlm+sop", "clm", "rtd"]
+ObjectiveName = Literal["mlm", "nsp", "mlm+nsp", "mlm+sop", "clm", "rtd", "simclr"]
 
 
 class Masking(Settings):
@@ -54,6 +54,16 @@ class Generator(Settings):
     """of the discriminator's loss against the generator's"""
 
 
+class Contrast(Settings):
+    """Each text against the others of its batch, in two passes with other dropout, under simclr (SimCSE)."""
+
+    temperature: float = Field(default=0.05, gt=0)
+    pooling: Literal["mean", "first", "last", "pooler"] | None = None
+    """what of a text is compared (default: what a classifier of the family reads)"""
+    projection: tuple[int, ...] = ()
+    """widths of a perceptron through which it is compared, and which is not saved"""
+
+
 class Config(TrainingSettings):
     """Pre-train: jaxptft pretrain --corpus texts/ --tokenizer DIR --out runs/x (or --model DIR to continue one)"""
 
@@ -61,7 +71,8 @@ class Config(TrainingSettings):
     corpus: tuple[str, ...]
     """files, folders, globs (text, plain or gzip; .jsonl, .parquet) or hub names"""
     objective: ObjectiveName = "mlm"
-    """masked tokens; next sentence; the two, or masked tokens and sentence order; the next token; replaced tokens"""
+    """masked tokens; next sentence; the two, or masked tokens and sentence order; the next token; replaced tokens; or a
+    text's own second pass among those of others (simclr)"""
     model: str | None = None
     """continue from this checkpoint: a Hugging Face folder, a run folder, a name on the hub (default: from scratch)"""
     tokenizer: str | None = None
@@ -91,8 +102,10 @@ class Config(TrainingSettings):
     """several examples in one row, each seeing only itself: the same loss with less padding (mlm, clm, rtd)"""
     masking: Masking = Masking()
     generator: Generator = Generator()
-    monitor: Literal["loss", "accuracy"] = "loss"
-    """what decides which model is best"""
+    contrast: Contrast = Contrast()
+    monitor: Literal["loss", "accuracy", "last"] | None = None
+    """what decides which model is best, held-out loss or accuracy, or its being the last (default: loss; under simclr,
+    which says little without dropout, last)"""
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
@@ -107,8 +120,16 @@ class Config(TrainingSettings):
             "shape": (self.model is not None and self.shape != Shape(), "is the checkpoint's own"),
             "freeze": (self.model is None and self.freeze != "none", "keeps what was imported, and nothing was"),
             "bitfit": (self.model is None and self.bitfit, "keeps what was imported, and nothing was"),
-            "pack": (self.pack and pairs, f"does not go with {self.objective}, whose pairs fill their rows"),
-            "rows": (self.rows == "documents" and self.objective not in ("mlm", "rtd"), "is for mlm and rtd"),
+            "pack": (
+                self.pack and (pairs or self.objective == "simclr"),
+                f"does not go with {self.objective}, whose {'pairs fill their' if pairs else 'texts are'} rows",
+            ),
+            "contrast": (self.contrast != Contrast() and self.objective != "simclr", "is for simclr"),
+            "monitor": (self.monitor == "accuracy" and self.objective == "simclr", "is loss or last for simclr"),
+            "rows": (
+                self.rows == "documents" and self.objective not in ("mlm", "rtd", "simclr"),
+                "is for mlm, rtd and simclr",
+            ),
             "masking": (self.masking != Masking() and not masked and self.objective != "rtd", "is for mlm and rtd"),
             "generator": (self.generator != Generator() and self.objective != "rtd", "is for rtd"),
         }

@@ -18,12 +18,14 @@ from jaxptft.recipes.pretrain_images import CODES, Config
 from jaxptft.recipes.probing import Features, nearest_neighbours
 from jaxptft.recipes.training import (
     EVALUATION_ROWS,
+    LAST,
     Training,
     adopt,
     choose_devices,
     computed_with,
     fresh_pieces,
     frozen_depth,
+    last,
     refuse_frozen_fresh,
 )
 
@@ -202,7 +204,7 @@ class PretrainImagesRun:
         if kind == "loss":
             return "pretraining/loss", False, None
         if kind == "last":
-            return "pretraining/step", True, lambda state: {"pretraining/step": float(state.step)}
+            return LAST, True, last
         images = self.images
         if images.train.labels is None or images.evaluation.labels is None:
             raise ValueError(f"monitor is neighbours, but the images of {config.data} have no classes; choose loss")
@@ -242,7 +244,7 @@ class PretrainImagesRun:
         facts = {**training.facts(loop), **self.facts}
         text = reports.save_metrics(out, metrics, facts, heading="held-out images")
         self.say(text)
-        reports.plot_history(out / "history.png", training.journal.read(), training.schedule.monitor)
+        reports.plot_history(out / "history.png", training.journal.read(), training.charted)
         if self.config.pictures:
             image_pictures.draw(self, params, out / "pictures")
         return metrics

@@ -17,12 +17,15 @@ from jaxptft.recipes.model_source import open_model
 from jaxptft.recipes.pretrain import Config
 from jaxptft.recipes.training import (
     EVALUATION_ROWS,
+    LAST,
     Training,
     adopt,
     choose_devices,
     computed_with,
+    dropouts_of,
     fresh_pieces,
     frozen_depth,
+    last,
     refuse_frozen_fresh,
 )
 
@@ -57,6 +60,7 @@ _HEADS = {
     "mlm+sop": ("mlm", "sop"),
     "clm": (),
     "rtd": ("discriminator", "generator"),
+    "simclr": (),
 }
 _SPECIAL_IDS = {  # that a config.json of the family names
     "roberta": ("pad", "bos", "eos"),
@@ -76,6 +80,7 @@ class PretrainRun:
         self._read_data()
         stop.raise_if_set()
         self._build_model()
+        monitor, higher_is_better, watch = self._monitor()
         self.training = Training(
             config,
             name=name,
@@ -88,8 +93,9 @@ class PretrainRun:
             rng=self.step_rng,
             batches=self.batches,
             judge=lambda evaluation: language_metrics(evaluation.metrics),
-            monitor="pretraining/loss" if config.monitor == "loss" else _accuracy_of(config.objective),
-            higher_is_better=config.monitor == "accuracy",
+            watch=watch,
+            monitor=monitor,
+            higher_is_better=higher_is_better,
             identity={
                 "tokenizer": data.tokenizer_fingerprint(self.tokenizer),
                 # What was imported: fresh parameters follow from the seed, but for last bits that differ by machine.
@@ -283,9 +289,19 @@ class PretrainRun:
         if self.checkpoint is not None:
             refuse_frozen_fresh(fresh, self.trainable, kept, model=str(config.model), freeze=config.freeze)
 
+    def _monitor(self) -> tuple[str, bool, Callable[[train.State], dict[str, float]] | None]:
+        kind = self.config.monitor or ("last" if self.config.objective == "simclr" else "loss")
+        if kind == "last":
+            return LAST, True, last
+        if kind == "loss":
+            return "pretraining/loss", False, None
+        return _accuracy_of(self.config.objective), True, None
+
     def _objective(self, frozen_layers: int | None) -> objectives.Objective:
         name = self.config.objective
         build = partial(models.build, self.architecture, frozen_layers=frozen_layers)
+        if name == "simclr":
+            return self._contrast(frozen_layers)
         if name == "clm":
             return objectives.next_token(build("causal_lm"))
         if name == "nsp":
@@ -304,6 +320,18 @@ class PretrainRun:
         return objectives.sentence_pretraining(
             build("pretraining"), pair="nsp" if name == "mlm+nsp" else "sop", **masked
         )
+
+    def _contrast(self, frozen_layers: int | None) -> objectives.Objective:
+        """Two passes over every text, which differ by their dropout alone."""
+        chosen, architecture = self.config.contrast, self.architecture
+        if not any(getattr(architecture, name) for name in dropouts_of(architecture)):
+            raise ValueError("simclr tells two passes of a text by their dropout, and dropout is 0; raise it")
+        pooling = chosen.pooling or models.usual_pooling(architecture)
+        encoder = network = models.pooled(architecture, pooling, frozen_layers=frozen_layers)
+        if chosen.projection:
+            *hidden, outputs = chosen.projection
+            network = models.stack(encoder, models.mlp("projector", hidden=hidden, outputs=outputs))
+        return objectives.simclr(network, encoder=encoder, views=None, temperature=chosen.temperature)
 
     def _generator_config(self, whole: Any) -> Any:
         share = self.config.generator.share
@@ -326,14 +354,15 @@ class PretrainRun:
         found = evaluation.metrics | language_metrics(evaluation.metrics)
         metrics = {name: value for name, value in found.items() if np.isfinite(value)}
         params = jax.tree.map(np.asarray, state.params)
-        self._save(out / "model", self.saved_architecture, {key: params[key] for key in params if key != "generator"})
+        own = {key: params[key] for key in params if key not in ("generator", "projector")}
+        self._save(out / "model", self.saved_architecture, own)
         if "generator" in params:
             architecture = self._generator_config(self.saved_architecture)
             self._save(out / "generator", architecture, objectives.generator_params(params), fresh=True)
         facts = {**training.facts(loop), **self.facts}
         text = reports.save_metrics(out, metrics, facts, heading="held-out text")
         self.say(text)
-        reports.plot_history(out / "history.png", training.journal.read(), training.schedule.monitor)
+        reports.plot_history(out / "history.png", training.journal.read(), training.charted)
         return metrics
 
     def _save(self, folder: Path, architecture: Any, params: Any, *, fresh: bool = False) -> None:

@@ -15,6 +15,7 @@ from jaxptft.recipes.training_plan import STILL
 from jaxptft.recipes.training_settings import LearningSettings, total_steps
 
 EVALUATION_ROWS = 64  # in a batch
+LAST = "pretraining/step"  # the monitor under which the last model is the best
 
 
 class Batches(Protocol):
@@ -208,6 +209,11 @@ class Training:
                 f"{self.config.out} has done {done[0]} steps already, and {self.schedule.steps} are asked for; ask more"
             )
 
+    @property
+    def charted(self) -> str:
+        """The metric that is drawn beside the loss."""
+        return "pretraining/loss" if self.schedule.monitor == LAST else self.schedule.monitor
+
     def best_state(self, loop: train.LoopState) -> train.State:
         """The state of the best evaluation; FloatingPointError where none was finite."""
         if loop.best is None:
@@ -340,10 +346,19 @@ def frozen_depth(trainable: Any, config: Any) -> int | None:
 
 def computed_with(config: Any, *, dtype: str, dropout: float | None = None) -> Any:
     """A model's config with another dtype to compute in and, where `dropout` is given, with that rate everywhere."""
+    return replace(config, dtype=dtype, **({} if dropout is None else dict.fromkeys(dropouts_of(config), dropout)))
+
+
+def dropouts_of(config: Any) -> list[str]:
+    """The names of a model's dropout rates."""
     # None stands for another field's rate, True and False for whether a place drops at all.
     ending = [field.name for field in fields(config) if field.name.endswith("dropout")]
-    names = [name for name in ending if type(getattr(config, name)) in (int, float)]
-    return replace(config, dtype=dtype, **({} if dropout is None else dict.fromkeys(names, dropout)))
+    return [name for name in ending if type(getattr(config, name)) in (int, float)]
+
+
+def last(state: train.State) -> dict[str, float]:
+    """What makes every later model the better one, as LAST."""
+    return {LAST: float(state.step)}
 
 
 def adopt(kept: Params, fresh: Params, freeze: str) -> tuple[Params, Any]:

@@ -95,6 +95,11 @@ def test_folder_splits(tmp_path):
     assert data.read_images(tmp_path).names == ("cat", "dog")  # train alone, since it has folders of classes
     with pytest.raises(ValueError, match="train: has no splits, and split 'x' was asked of it"):
         data.read_images(tmp_path / "train", split="x")
+    columns = data.ImageColumns(label="kind")
+    with pytest.raises(ValueError, match="train: has no columns, and 'kind' was given as the one of the label"):
+        data.read_images(tmp_path / "train", columns=columns)
+    with pytest.raises(ValueError, match="sklearn:digits: has no columns, and 'row' was given as the one of the id"):
+        data.read_images("sklearn:digits", columns=data.ImageColumns(id="row"))
 
 
 def test_train_may_be_a_class(tmp_path):

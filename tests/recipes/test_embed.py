@@ -89,6 +89,7 @@ def test_what_is_refused(refused, encoder, moco, digits, files, tmp_path):
     images = ("embed", moco.out, "--data", digits, "--out", tmp_path / "other.npz")
     assert "use pooling 'mean'" in refused(*images, "--pooling", "first")
     assert "'third'" in refused(*images, "--split", "third")
+    assert "reads images; leave it out" in refused(*images, "--max-length", 64)
     one_split = ("embed", moco.out, "--data", digits / "test", "--out", tmp_path / "other.npz", "--split", "test")
     assert "the images are one split: leave it out" in refused(*one_split)
     assert not (tmp_path / "other.npz").exists()

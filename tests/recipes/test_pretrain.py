@@ -98,6 +98,7 @@ CASES = {
     "nsp": ("bert", "BertForNextSentencePrediction", {"next_sentence/loss", "next_sentence/accuracy"}),
     "clm": ("gpt2", "GPT2LMHeadModel", {"next_token/loss", "next_token/perplexity", "next_token/accuracy"}),
     "rtd": ("electra", "ElectraForPreTraining", {"generator/loss", "generator/perplexity", "discriminator/loss"}),
+    "simclr": ("bert", "BertModel", {"simclr/loss", "simclr/alignment", "simclr/uniformity"}),
 }
 
 
@@ -105,7 +106,8 @@ CASES = {
 def test_each_objective_leaves_a_model_that_transformers_loads_whole(objective, pre_train, texts, tmp_path):
     family, architecture, expected = CASES[objective]
     tokenizer = texts.ending if objective == "clm" else texts.tokenizer
-    result = pre_train(tmp_path / "run", objective=objective, tokenizer=str(tokenizer))
+    dropout = {"dropout": 0.1} if objective == "simclr" else {}
+    result = pre_train(tmp_path / "run", objective=objective, tokenizer=str(tokenizer), **dropout)
     assert f"model: {family} from scratch" in result.said
     assert expected | {"pretraining/loss"} <= result.metrics.keys()
     assert all(np.isfinite(value) for value in result.metrics.values())
@@ -135,6 +137,18 @@ def test_what_masked_language_modelling_learns_is_what_torch_then_predicts(learn
 
 
 @pytest.mark.slow
+def test_texts_told_apart_by_two_passes_spread_and_the_last_model_is_kept(pre_train, texts, tmp_path):
+    changes = {"corpus": [str(texts.folder / "more.txt")], "documents": "line", "rows": "documents", "dropout": 0.1}
+    changes |= {"contrast": {"temperature": 0.2, "projection": [24, 8]}, "evaluate_every": 10}
+    result = pre_train(tmp_path / "run", objective="simclr", steps=40, **changes)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    spread = [line["simclr/uniformity"] for line in lines if line["kind"] == "evaluation"]
+    assert len(spread) == 4
+    assert spread[-1] < spread[0] - 0.1  # Wang and Isola 2020: the lower, the more evenly over the sphere
+    assert result.best_step == result.steps == 40
+    assert set(convert.load(tmp_path / "run/model").params) == {"backbone"}
+
+
 def test_packed_and_unpacked_rows_give_one_validation_loss(pre_train, tmp_path):
     """Short documents: the masks are those of the examples, however they share rows."""
     options = {"rows": "documents", "documents": "line", "max_length": 24, "learning_rate": 1e-9, "steps": 1}
@@ -218,7 +232,11 @@ WRONG = {
     "shape of a checkpoint": ({"model": "ENCODER"}, "shape is the checkpoint's own"),
     "frozen from scratch": ({"freeze": "backbone"}, "freeze keeps what was imported, and nothing was"),
     "masking nothing": ({"objective": "clm", "masking": {"rate": 0.2}}, "masking is for mlm and rtd"),
-    "documents as rows": ({"objective": "nsp", "rows": "documents"}, "rows is for mlm and rtd"),
+    "documents as rows": ({"objective": "nsp", "rows": "documents"}, "rows is for mlm, rtd and simclr"),
+    "rows of several texts": ({"objective": "simclr", "pack": True}, "pack does not go with simclr"),
+    "nothing tells passes apart": ({"objective": "simclr"}, "simclr tells two passes of a text by their dropout"),
+    "nothing contrasted": ({"contrast": {"temperature": 0.1}}, "contrast is for simclr"),
+    "no accuracy": ({"objective": "simclr", "dropout": 0.1, "monitor": "accuracy"}, "monitor is loss or last"),
     "no generator": ({"generator": {"share": 0.5}}, "generator is for rtd"),
     "shares": ({"masking": {"mask_share": 0.95}}, r"0\.95 and masking\.random_share 0\.1 .* add up to more than 1"),
     "another language": ({"corpus": ["CHINESE"]}, r"every token is a special one, \[UNK\] for instance"),

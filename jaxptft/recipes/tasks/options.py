@@ -9,11 +9,15 @@ if TYPE_CHECKING:
 _TEXTS = ("classification", "multi_label", "regression")  # tasks with one answer for a whole text, or pair of texts
 _CLASSES = ("classification", "multi_label", "token_classification", "image_classification")
 _SOFTMAX = ("classification", "image_classification", "token_classification", "question_answering", "multiple_choice")
+_READING = (*_TEXTS, "token_classification", "question_answering", "multiple_choice", "response")
 _OF_TASKS: Mapping[str, Sequence[str]] = {
     "label_smoothing": _SOFTMAX,
     "class_weights": _CLASSES,
     "weights_by_class": _CLASSES,
     "sampling": ("classification", "multi_label", "image_classification"),
+    "max_length": _READING,
+    "length_buckets": _READING,
+    "max_new_tokens": ("response",),
     "images": ("image_classification",),
     "columns.image": ("image_classification",),
     "augment": _TEXTS,

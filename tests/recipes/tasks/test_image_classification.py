@@ -121,6 +121,13 @@ def test_rare_classes_come_as_often_where_asked(read):
     assert task.batches["eval"].weights is None
 
 
+@pytest.mark.parametrize("value", [{"max_length": 64}, {"length_buckets": 2}, {"tags": {"scheme": "IOB2"}}])
+def test_what_only_texts_have_is_refused(read, value):
+    (name,) = value
+    with pytest.raises(ValueError, match=f"{name} is .*, and image_classification has no use for it; leave it out"):
+        read(**value)
+
+
 def test_classes_are_weighed_as_asked(read):
     counts = np.bincount(read().labels["train"])
     assert read(class_weights="balanced")._weights == pytest.approx((counts.sum() / 3 / counts).tolist())
