@@ -95,9 +95,19 @@ def arrays_of(out) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def test_stopped_and_resumed_it_ends_with_the_same_bits(moco, pretrain_images, tmp_path, monkeypatch):
+RUNS = ["moco", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mae", "vae", "gan"))]
+HELD = {  # beside Adam's moments
+    "moco": ("queue", "running_mean", "target"),
+    "mae": (),
+    "vae": (),
+    "gan": ("generator", "discriminator"),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_stopped_and_resumed_it_ends_with_the_same_bits(name, request, pretrain_images, tmp_path, monkeypatch):
     """Moving average, queue and statistics of batches included."""
-    whole, out = moco, tmp_path / "run"
+    whole, out = request.getfixturevalue(name), tmp_path / "run"
     values = whole.config.model_dump(exclude_unset=True) | {"out": str(out), "pictures": False}
     batch_at = data.ImageBatches.batch_at
 
@@ -118,9 +128,31 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(moco, pretrain_images, t
     expected, found = arrays_of(whole.out), arrays_of(out)
     assert found.keys() == expected.keys()
     held = " ".join(found)
-    assert all(word in held for word in ("queue", "running_mean", "target")), held
+    assert all(word in held for word in ("mu", *HELD[name])), held
     for path, array in expected.items():
         assert found[path].tobytes() == array.tobytes(), path
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_devices_learn_what_one_learns(name, request, pretrain_images, tmp_path, lines_of, tensors_of):
+    """What is drawn goes by the image, and statistics and queue are those of the whole batch."""
+    whole = request.getfixturevalue(name)
+    values = whole.config.model_dump(exclude_unset=True) | {"out": str(tmp_path / "run"), "pictures": False}
+    values.pop("devices")
+    two = pretrain_images(**values, devices=2)
+    for kind in ("train", "evaluation"):
+        one, other = ([dict(line) for line in lines_of(run.out, kind)] for run in (whole, two))
+        assert [line["step"] for line in other] == [line["step"] for line in one]
+        for expected, found in zip(one, other, strict=True):
+            assert found.keys() == expected.keys()
+            assert expected.pop("kind") == found.pop("kind")
+            for metric in expected:
+                assert found[metric] == pytest.approx(expected[metric], rel=2e-3, abs=2e-4), metric
+    before, after = tensors_of(whole.out / "model"), tensors_of(two.out / "model")
+    for tensor, expected in before.items():
+        if "num_batches" not in tensor:
+            # A rate of .003 lets Adam move no element by more than .02 in six steps, whatever its gradient.
+            np.testing.assert_allclose(after[tensor], expected, atol=4e-3, err_msg=tensor)
 
 
 def test_other_images_on_resume_are_refused(gan, digits, tmp_path, command):

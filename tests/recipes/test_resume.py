@@ -158,6 +158,47 @@ def test_a_pre_training_killed_at_many_moments_ends_with_the_same_bits(process, 
     assert_same_run(tmp_path / "whole", out)
 
 
+IMAGES = {
+    "--objective": "byol",
+    "--backbone": "conv",
+    "--shape.widths": 8,
+    "--projection.hidden": 8,
+    "--projection.outputs": 4,
+    "--steps": 24,
+    "--evaluate-every": 8,
+    "--checkpoint-every": 3,
+    "--log-every": 1,
+    "--batch-size": 16,
+    "--learning-rate": 0.003,
+    "--keep-checkpoints": 1,
+    "--no-pictures": None,
+    "--devices": 1,
+}
+
+
+@pytest.mark.slow
+def test_a_pre_training_on_images_killed_at_many_moments_ends_with_the_same_bits(process, digits, tmp_path):
+    """Drawn views, a moving average and the statistics of batches included."""
+    flags = [part for pair in (IMAGES | {"--data": digits}).items() for part in pair if part is not None]
+    whole = process("pretrain", "images", *flags, "--out", tmp_path / "whole")
+    told = whole.communicate(timeout=300)
+    assert whole.returncode == 0, told
+
+    out, arguments = tmp_path / "run", ["pretrain", "images", *flags, "--out", tmp_path / "run"]
+    for moment in (MOMENTS[1][0], lambda out: steps_logged(out) >= 7, lambda out: steps_logged(out) >= 17):
+        started = process(*arguments)
+        await_moment(started, lambda moment=moment: moment(out))
+        started.kill()
+        started.communicate(timeout=120)
+        assert started.returncode == -KILL
+        arguments = ["pretrain", "images", "--resume", "--out", out]  # which suffices
+    started = process(*arguments)
+    told = started.communicate(timeout=300)
+    assert started.returncode == 0, told
+    assert f"resuming {out} at step" in told[0]
+    assert_same_run(tmp_path / "whole", out)
+
+
 @pytest.fixture
 def stopped(base, tmp_path, files, encoder):
     """A function: ask a run of copies of the data and the model to stop when it says `word`; returns its config."""
