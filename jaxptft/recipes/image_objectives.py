@@ -50,7 +50,7 @@ def from_nothing(config: Config, size: tuple[int, int], channels: int) -> Archit
                 "decoder_layers": config.masked.decoder_layers,
                 "decoder_heads": _heads(deep, 32),
                 "decoder_mlp_width": 4 * deep,
-                "mask_ratio": _ratio(config),
+                "mask_ratio": hidden_share(config),
                 "normalise": config.masked.normalise,
             }
             return Architecture("vit_mae", models.MaeConfig(**fields, **decoder))
@@ -103,7 +103,8 @@ def _heads(width: int, each: int) -> int:
     return next(heads for heads in range(max(1, width // each), 0, -1) if width % heads == 0)
 
 
-def _ratio(config: Config) -> float:
+def hidden_share(config: Config) -> float:
+    """The share of the patches that mae or beit hides."""
     return config.masked.ratio or (0.4 if config.objective == "beit" else 0.75)
 
 
@@ -169,7 +170,7 @@ def objective_of(
         return objectives.mae(
             models.build(architecture, "pretraining", **options),
             patch_size=architecture.patch,
-            mask_ratio=_ratio(config),
+            mask_ratio=hidden_share(config),
             normalise=config.masked.normalise,
             view=views,
             plain=plain,
@@ -178,7 +179,7 @@ def objective_of(
         return objectives.beit(
             models.build(architecture, "masked_image", **options),
             words=words,
-            mask_ratio=_ratio(config),
+            mask_ratio=hidden_share(config),
             view=views,
             plain=plain,
         )

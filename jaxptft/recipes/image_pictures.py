@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -30,6 +31,8 @@ def draw(run: "PretrainImagesRun", params: Any, folder: Path) -> None:
     }
     if run.config.objective == "mae":
         drawn["reconstructions.png"] = lambda path: _masked(path, run, params)
+    elif run.config.objective == "beit":
+        drawn["words.png"] = lambda path: _words(path, run, params)
     elif run.config.objective in CODES:
         from jaxptft.recipes import image_codes
 
@@ -175,4 +178,31 @@ def _masked(path: Path, run: "PretrainImagesRun", params: Any) -> None:
 
     found = jax.jit(masked)(params, seen, batch["ids"])
     rows = {"image": seen, "what is seen": found.masked, "drawn": found.completed}
+    grid(path, {name: _pictures(run, values) for name, values in rows.items()})
+
+
+def _words(path: Path, run: "PretrainImagesRun", params: Any) -> None:
+    """Images as their visual words draw them, and with the hidden patches' words as the model tells them."""
+    batch, seen = shown(run)
+    teller, known = run.words
+    network = models.build(run.saved_architecture, "masked_image")
+
+    def told(params: Any, known: Any, seen: Any, ids: Any) -> tuple[Any, Any, Any]:
+        logits = teller.apply(known, {"image": seen}, train=False)
+        grid_shape, count = logits.shape[1:3], logits.shape[-1]
+        blocks = objectives.plan_blocks(grid_shape, image_objectives.hidden_share(run.config))
+        masked = objectives.block_masks(jax.random.key(0), ids, grid_shape, blocks)
+        words = logits.argmax(-1).reshape(masked.shape)
+        guessed = network.apply(params, {"image": seen, "masked": masked}, train=False)[..., :count].argmax(-1)
+
+        def drawn(words: Any) -> Any:
+            weights = jax.nn.one_hot(words.reshape(-1, *grid_shape), count)
+            return teller.apply(known, {"words": weights}, train=False)
+
+        height, width = (pixels // places for pixels, places in zip(seen.shape[1:3], grid_shape, strict=True))
+        mask = masked.reshape(-1, *grid_shape).repeat(height, 1).repeat(width, 2)[..., None]
+        return drawn(words), seen * ~mask, drawn(jnp.where(masked, guessed, words))
+
+    words, visible, guessed = jax.jit(told)(params, known, seen, batch["ids"])
+    rows = {"image": seen, "in words": words, "what is seen": visible, "told": guessed}
     grid(path, {name: _pictures(run, values) for name, values in rows.items()})

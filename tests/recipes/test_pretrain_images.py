@@ -33,14 +33,30 @@ def gan(tmp_path_factory, pretrain_images):
     return pretrain_images(tmp_path_factory.mktemp("runs") / "gan", objective="gan", **SMALL)
 
 
+@pytest.fixture(scope="module")
+def beit(tmp_path_factory, pretrain_images):
+    values = {
+        "objective": "beit",
+        "shape": {"patch_size": 2, "layers": 1, "width": 8},
+        "masked": {"tokens": 5, "tokenizer_steps": 4},
+    }
+    return pretrain_images(tmp_path_factory.mktemp("runs") / "beit", **values)
+
+
 PICTURES = {
     "moco": {"features", "filters", "views"},
     "mae": {"features", "filters", "reconstructions"},
+    "beit": {"features", "filters", "words"},
     "vae": {"features", "filters", "reconstructions", "interpolations", "samples"},
     "gan": {"features", "filters", "interpolations", "samples"},
 }
-HEADS = {"moco": set(), "mae": {"decoder"}, "vae": {"decoder", "latent_mean", "latent_log_variance"},
-         "gan": {"generator", "discriminator"}}  # fmt: skip
+HEADS = {
+    "moco": set(),
+    "mae": {"decoder"},
+    "beit": {"mim"},
+    "vae": {"decoder", "latent_mean", "latent_log_variance"},
+    "gan": {"generator", "discriminator"},
+}
 
 
 @pytest.mark.parametrize("name", list(PICTURES))
@@ -95,10 +111,11 @@ def arrays_of(out) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-RUNS = ["moco", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mae", "vae", "gan"))]
+RUNS = ["moco", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mae", "beit", "vae", "gan"))]
 HELD = {  # beside Adam's moments
     "moco": ("queue", "running_mean", "target"),
     "mae": (),
+    "beit": (),
     "vae": (),
     "gan": ("generator", "discriminator"),
 }
