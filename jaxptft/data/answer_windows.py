@@ -18,7 +18,7 @@ from jaxptft.data.cache import fingerprint
 from jaxptft.data.examples import Template, check_room, plan_ranges, read_template
 from jaxptft.data.squad import Questions
 from jaxptft.data.token_store import TokenStore
-from jaxptft.data.tokenized import CHUNK, Tokenized, _backend, tokenizer_fingerprint
+from jaxptft.data.tokenized import CHUNK, Tokenized, backend_of, tokenizer_fingerprint
 
 FORMAT = "answer windows 1"
 
@@ -90,7 +90,7 @@ def answer_windows(
             f"max_length {max_length} has no room for {template.count} special tokens, {max_question} of a question "
             f"(max_question) and more of the context than the {stride} that windows share (stride)"
         )
-    backend = copy.deepcopy(_backend(tokenizer))  # the caller's keeps its settings
+    backend = copy.deepcopy(backend_of(tokenizer))  # the caller's keeps its settings
     backend.no_padding()
     backend.no_truncation()
     asked, asked_at, _ = _encode(backend, questions.questions)

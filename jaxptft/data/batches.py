@@ -124,9 +124,9 @@ class Batches:
         self.tokenized = tokenized
         if labels is not None and targets is not None:
             raise ValueError("both labels and targets are given; give one")
-        self.labels = None if labels is None else _check_labels(labels, rows, classes)
+        self.labels = None if labels is None else check_labels(labels, rows, classes)
         self.targets = None if targets is None else _check_targets(targets, rows)
-        self.weights = None if weights is None else _check_weights(weights, rows, shuffle)
+        self.weights = None if weights is None else check_weights(weights, rows, shuffle)
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
@@ -176,7 +176,7 @@ class Batches:
         random = np.random.default_rng((self.seed, epoch))
         shuffled = random.permutation(rows)
         if self.weights is not None:
-            shuffled = _draw(shuffled, self.weights, random)
+            shuffled = drawn_by_weight(shuffled, self.weights, random)
         windows = np.arange(rows) // (self.window * size)
         # Stable, so rows that are padded alike stay shuffled among themselves.
         order = shuffled[np.lexsort((self._bucket[shuffled], windows))]
@@ -218,7 +218,8 @@ class Batches:
         return batch
 
 
-def _check_labels(labels: object, rows: int, classes: int | None) -> Int[np.ndarray, " rows"]:
+def check_labels(labels: object, rows: int, classes: int | None) -> Int[np.ndarray, " rows"]:
+    """Labels as int32. Raises ValueError where they are no whole numbers, one a row, from 0 to below `classes`."""
     array = np.asarray(labels)
     if array.shape != (rows,):
         raise ValueError(f"labels have shape {array.shape}, expected ({rows},): one for every row")
@@ -245,7 +246,7 @@ def _check_targets(targets: object, rows: int) -> Float[np.ndarray, " rows *outp
     return narrow
 
 
-def _check_weights(weights: object, rows: int, shuffle: bool) -> Float[np.ndarray, " rows"]:
+def check_weights(weights: object, rows: int, shuffle: bool) -> Float[np.ndarray, " rows"]:
     array = np.asarray(weights, np.float64)
     if not shuffle:
         raise ValueError("weights are given and shuffle is off; rows are drawn by weight in training alone")
@@ -259,7 +260,7 @@ def _check_weights(weights: object, rows: int, shuffle: bool) -> Float[np.ndarra
     return array
 
 
-def _draw(
+def drawn_by_weight(
     shuffled: Int[np.ndarray, " rows"], weights: Float[np.ndarray, " rows"], random: np.random.Generator
 ) -> Int[np.ndarray, " rows"]:
     """As many rows, each about as often as its weight says (systematic resampling), in an order drawn anew."""

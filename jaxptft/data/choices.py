@@ -18,7 +18,7 @@ from jaxtyping import Int
 from jaxptft.data.cache import fingerprint
 from jaxptft.data.readers import Row, Source
 from jaxptft.data.sources import open_source
-from jaxptft.data.tables import _check_key
+from jaxptft.data.tables import check_key
 from jaxptft.data.validate import OnBadRow, Problem, Refused, Report, Tally, check_string, check_text, shown
 
 CONTEXT = ("context", "article", "passage", "sent1", "premise", "ctx", "story", "paragraph")
@@ -240,7 +240,7 @@ def _checked(source: Source, columns: _Roles, labelled: bool, on_bad_row: OnBadR
                 row["label"] = _label(given["label"], row["choices"], letters)
             if "id" in named:
                 place = named["id"]
-                row["id"] = _check_key(given["id"])
+                row["id"] = check_key(given["id"])
         except Refused as refused:
             tally.refuse(number, Problem(refused.reason, refused.detail, place))
             continue

@@ -13,7 +13,7 @@ from jaxptft.data.cache import fingerprint
 from jaxptft.data.columns import Columns
 from jaxptft.data.sources import open_source
 from jaxptft.data.tables import Table, read_table
-from jaxptft.data.tokenized import Tokenized, _backend, tokenizer_fingerprint
+from jaxptft.data.tokenized import Tokenized, backend_of, tokenizer_fingerprint
 from jaxptft.data.validate import OnBadRow
 
 PROMPT = ("prompt", "instruction", "question", "utterance", "input")
@@ -102,7 +102,7 @@ def encode_prompts(prompts: list[str], tokenizer: Any, *, separator: str = "\n")
 
 
 def _encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    backend = copy.deepcopy(_backend(tokenizer))
+    backend = copy.deepcopy(backend_of(tokenizer))
     backend.no_padding()
     backend.no_truncation()
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]

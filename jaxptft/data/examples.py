@@ -16,7 +16,7 @@ from jaxtyping import Int
 from jaxptft.data.cache import cache_folder, fingerprint, publish, read_manifest
 from jaxptft.data.readers import first_line
 from jaxptft.data.token_store import TokenStore
-from jaxptft.data.tokenized import Tokenized, _backend, _load
+from jaxptft.data.tokenized import Tokenized, backend_of, load_tokenized
 
 LARGE = 1 << 24  # tokens; the examples of a smaller corpus are made anew, in memory, within a second
 CHUNK = 1 << 20  # tokens written at a time
@@ -66,7 +66,7 @@ def read_template(tokenizer: Any, texts: int) -> Template:
     Raises:
       ValueError: the tokenizer makes a token of nothing, or its token types are not zeros followed by ones.
     """
-    backend = copy.deepcopy(_backend(tokenizer))  # the caller's keeps its settings
+    backend = copy.deepcopy(backend_of(tokenizer))  # the caller's keeps its settings
     backend.no_padding()
     backend.no_truncation()
     for probe in ("a", "1", "一", *backend.get_vocab()):
@@ -153,7 +153,7 @@ def make_examples(
     facts = {"key": key, "max_length": max_length, "pad_id": pad_id}
     cache = cache and len(store.tokens) > LARGE
     if cache and (manifest := read_manifest(folder, facts)) is not None:
-        return _load(folder, manifest), _load_labels(folder)
+        return load_tokenized(folder, manifest), _load_labels(folder)
 
     made = plan()
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(made.lengths, dtype=np.int64)])
@@ -173,7 +173,7 @@ def make_examples(
 
         try:
             publish(folder, fill)
-            return _load(folder, facts), _load_labels(folder)
+            return load_tokenized(folder, facts), _load_labels(folder)
         except OSError as error:
             warnings.warn(
                 f"examples are not cached: {folder.parent} cannot be written ({first_line(error)})", stacklevel=3

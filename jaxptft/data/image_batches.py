@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxptft.data.batches import _check_labels, _check_weights, _draw
+from jaxptft.data.batches import check_labels, check_weights, drawn_by_weight
 from jaxptft.data.cache import fingerprint
 from jaxptft.data.images import Images
 
@@ -57,8 +57,8 @@ class ImageBatches:
             if value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
         self.images = images
-        self.labels = None if labels is None else _check_labels(labels, rows, classes)
-        self.weights = None if weights is None else _check_weights(weights, rows, shuffle)
+        self.labels = None if labels is None else check_labels(labels, rows, classes)
+        self.weights = None if weights is None else check_weights(weights, rows, shuffle)
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
@@ -87,7 +87,7 @@ class ImageBatches:
             return rows
         random = np.random.default_rng((self.seed, epoch))
         shuffled = random.permutation(rows)
-        return shuffled if self.weights is None else _draw(shuffled, self.weights, random)
+        return shuffled if self.weights is None else drawn_by_weight(shuffled, self.weights, random)
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         """The batch of a step, counted from 0 over all epochs. Costs at most the order of one epoch."""

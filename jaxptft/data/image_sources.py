@@ -28,7 +28,7 @@ from jaxptft.data.image_files import SUFFIXES
 from jaxptft.data.labels import label_name
 from jaxptft.data.readers import Source
 from jaxptft.data.split import EVALUATION_SPLITS
-from jaxptft.data.tables import _check_key
+from jaxptft.data.tables import check_key
 from jaxptft.data.validate import Problem, Refused, check_string, shown
 
 IMAGE = (
@@ -259,7 +259,7 @@ def _table(source: Source, path: Path | None, chosen: ImageColumns, labelled: bo
             column = label
             own = label_name(values[1], declared) if label else None
             column = key
-            known = _check_key(values[-1]) if key else name
+            known = check_key(values[-1]) if key else name
             return Picture(name or f"the image of row {number}", content, own, known or number)
         except Refused as refused:
             return Problem(refused.reason, refused.detail, column)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from jaxptft.data.batches import Batches, _check_labels
+from jaxptft.data.batches import Batches, check_labels
 from jaxptft.data.cache import fingerprint
 from jaxptft.data.examples import spans
 from jaxptft.data.tokenized import Tokenized
@@ -154,7 +154,7 @@ class PackedBatches:
                 raise ValueError(f"{name} is {value}, expected at least 1")
         packing = pack(tokenized.lengths, length, segments=segments)
         self.tokenized = tokenized
-        self.labels = None if labels is None else _check_labels(labels, len(tokenized), classes)
+        self.labels = None if labels is None else check_labels(labels, len(tokenized), classes)
         self.batch_size = batch_size
         self.length = length
         self.segments = segments or int(np.diff(packing.offsets).max())

@@ -17,7 +17,7 @@ from jaxtyping import Int
 from jaxptft.data.cache import fingerprint
 from jaxptft.data.readers import Row
 from jaxptft.data.sources import load, open_source
-from jaxptft.data.tables import _check_key
+from jaxptft.data.tables import check_key
 from jaxptft.data.validate import OnBadRow, Problem, Refused, Report, Tally, check_text, shown
 
 ROLES = ("id", "question", "context", "answers", "is_impossible")
@@ -242,7 +242,7 @@ def _checked(opened: _Opened, labelled: bool, on_bad_row: OnBadRow) -> Questions
 
 
 def _check_id(value: Any, seen: Mapping[Any, int]) -> Any:
-    key = _check_key(value)
+    key = check_key(value)
     if key in seen:
         raise Refused("duplicate id", f"is {shown(key)}, as in row {seen[key]}; every question needs its own")
     return key

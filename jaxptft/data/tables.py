@@ -153,7 +153,7 @@ def checked_rows(
     def check(role: str, value: Any) -> Any:
         if role == "label":
             return target.read(value, declared)
-        return _check_key(value) if role == "id" else check_text(value)
+        return check_key(value) if role == "id" else check_text(value)
 
     for number, values in source.rows(wanted):
         tally.rows += 1
@@ -229,7 +229,7 @@ def _label_parts(labels: Targets | None) -> list[bytes | str]:
     return [kind, labels.astype("<f8" if kind == "numbers" else np.uint8).tobytes()]
 
 
-def _check_key(value: Any) -> Any:
+def check_key(value: Any) -> Any:
     if value is None or value == "":
         raise Refused("missing value", "has no value")
     if isinstance(value, bytes):

@@ -23,7 +23,7 @@ from jaxptft.data.examples import check_room, read_template
 from jaxptft.data.tag_schemes import join_tag, split_tag
 from jaxptft.data.taggings import Taggings
 from jaxptft.data.token_table import _kinds
-from jaxptft.data.tokenized import Tokenized, _backend
+from jaxptft.data.tokenized import Tokenized, backend_of
 
 UNCOUNTED = -100  # the label of tokens that no loss counts: special ones, those that go on with a word, padding
 CHUNK = 4096  # sentences a call of the tokenizer
@@ -155,7 +155,7 @@ def _inner(name: str) -> str:
 
 def _encode(sentences: list[list[str]], tokenizer: Any) -> Any:
     """The ids of each sentence, and which word each of them is of."""
-    backend = copy.deepcopy(_backend(tokenizer))  # the caller's keeps its settings
+    backend = copy.deepcopy(backend_of(tokenizer))  # the caller's keeps its settings
     backend.no_padding()
     backend.no_truncation()
     # Byte-level tokenizers know a word by the space before it, which they add to the first word of a text at most.

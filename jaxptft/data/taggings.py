@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from jaxptft.data.cache import fingerprint
 from jaxptft.data.readers import Source
-from jaxptft.data.tables import _check_key
+from jaxptft.data.tables import check_key
 from jaxptft.data.tag_schemes import (
     OUTSIDE,
     PREFIXES,
@@ -190,7 +190,7 @@ def read_sentences(
         if len(values) == 1:
             return content, None
         try:
-            return content, _check_key(values[1])
+            return content, check_key(values[1])
         except Refused as refused:
             raise _RefusedAt(refused.reason, refused.detail, 1) from None
 

@@ -57,11 +57,11 @@ def token_table(tokenizer: Any, vocab_size: int, *, mask: bool = True) -> TokenT
 def _rule(state: dict[str, Any], tokens: dict[str, int]) -> Any:
     prefix = state["model"].get("continuing_subword_prefix")
     if prefix:
-        return lambda token: not token.startswith(prefix) or _is_han(token[len(prefix) :])
+        return lambda token: not token.startswith(prefix) or is_han(token[len(prefix) :])
     if "ByteLevel" in _kinds(state.get("pre_tokenizer")) | _kinds(state.get("decoder")):
         return lambda token: token[0] in BYTE_SPACES or ord(token[0]) in HAN_LEAD_BYTES
     if any(token.startswith(SPACE_MARK) for token in tokens):
-        return lambda token: token.startswith(SPACE_MARK) or _is_han(token)
+        return lambda token: token.startswith(SPACE_MARK) or is_han(token)
     return lambda token: True
 
 
@@ -73,5 +73,5 @@ def _kinds(part: Any) -> set[str]:
     return {str(part.get("type"))}.union(*map(_kinds, nested))
 
 
-def _is_han(text: str) -> bool:
+def is_han(text: str) -> bool:
     return bool(text) and ("\u3400" <= text[0] <= "\u9fff" or "\U00020000" <= text[0] <= "\U0003ffff")

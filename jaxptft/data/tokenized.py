@@ -84,13 +84,13 @@ def load_tokenizer(folder: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # broken JSON, unknown classes, missing parts: the libraries below raise all kinds
         raise ValueError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)})") from None
-    backend = _backend(tokenizer)
+    backend = backend_of(tokenizer)
     backend.no_padding()
     backend.no_truncation()
     return tokenizer
 
 
-def _backend(tokenizer: Any) -> Any:
+def backend_of(tokenizer: Any) -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         kind = type(tokenizer).__name__
@@ -100,7 +100,7 @@ def _backend(tokenizer: Any) -> Any:
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """SHA-256 of everything that decides which ids a text gets, padding id included."""
-    state = json.loads(_backend(tokenizer).to_str())
+    state = json.loads(backend_of(tokenizer).to_str())
     state["truncation"] = state["padding"] = None
     rest = (str(tokenizer.pad_token_id), str(tokenizer.truncation_side))
     return fingerprint([json.dumps(state, sort_keys=True), *rest])
@@ -108,7 +108,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
     """Raise ValueError if the tokenizer gives ids for which the model has no embedding; a smaller tokenizer is fine."""
-    highest = max(_backend(tokenizer).get_vocab(with_added_tokens=True).values(), default=-1)
+    highest = max(backend_of(tokenizer).get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= vocab_size:
         raise ValueError(
             f"the tokenizer has {highest + 1} ids, and the model's embedding table {vocab_size} rows; "
@@ -138,7 +138,7 @@ def tokenize(table: Table, tokenizer: Any, max_length: int, *, cache: bool = Tru
     Raises:
       ValueError: `max_length` leaves no room for text, or is more than the tokenizer says its model takes.
     """
-    backend = _backend(tokenizer)
+    backend = backend_of(tokenizer)
     special = backend.num_special_tokens_to_add(table.pairs is not None)
     if max_length <= special:
         raise ValueError(
@@ -156,14 +156,14 @@ def tokenize(table: Table, tokenizer: Any, max_length: int, *, cache: bool = Tru
     folder = cache_folder() / "tokenized" / key
     expected = {"key": key, "max_length": max_length, "pad_id": pad_id}
     if cache and (manifest := read_manifest(folder, expected)) is not None:
-        return _load(folder, manifest)
+        return load_tokenized(folder, manifest)
 
     arrays, truncated = _encode(table, tokenizer, max_length)
     facts = {**expected, "truncated": truncated}
     if cache:
         try:
             publish(folder, _writer(arrays, facts))
-            return _load(folder, facts)
+            return load_tokenized(folder, facts)
         except OSError as error:
             warnings.warn(
                 f"tokens are not cached: {folder.parent} cannot be written ({first_line(error)})", stacklevel=2
@@ -180,7 +180,7 @@ def _writer(arrays: Mapping[str, np.ndarray], facts: dict[str, Any]) -> Callable
     return fill
 
 
-def _load(folder: Path, facts: Mapping[str, Any]) -> Tokenized:
+def load_tokenized(folder: Path, facts: Mapping[str, Any]) -> Tokenized:
     # Viewed as plain arrays: np.memmap's own indexing is several times slower.
     arrays = {
         name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in ARRAYS
@@ -190,7 +190,7 @@ def _load(folder: Path, facts: Mapping[str, Any]) -> Tokenized:
 
 
 def _encode(table: Table, tokenizer: Any, max_length: int) -> tuple[dict[str, np.ndarray], int]:
-    backend = copy.deepcopy(_backend(tokenizer))  # the caller's keeps its settings
+    backend = copy.deepcopy(backend_of(tokenizer))  # the caller's keeps its settings
     backend.no_padding()
     backend.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
     inputs: list[Any] = table.texts if table.pairs is None else list(zip(table.texts, table.pairs, strict=True))

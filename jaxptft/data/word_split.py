@@ -8,7 +8,7 @@ character is a word.
 import re
 import unicodedata
 
-from jaxptft.data.token_table import _is_han
+from jaxptft.data.token_table import is_han
 
 # Over the text's shape: a letter is a, a digit 0, a Chinese character 漢, white space a space, an apostrophe '.
 _WORD = re.compile(
@@ -35,7 +35,7 @@ def _shape(character: str) -> str:
         return " "
     if character.isdecimal():
         return "0"
-    if _is_han(character):
+    if is_han(character):
         return "漢"
     if character in _APOSTROPHES:
         return "'"

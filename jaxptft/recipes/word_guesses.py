@@ -69,10 +69,10 @@ class WordGuesser:
         self._longest = min(max_length or longest, longest)
         self._mask_id, self._starts_word = table.mask_id, table.starts_word
         self._pad_id = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
-        self._backend = copying.deepcopy(tokenizer.backend_tokenizer)
-        self._backend.enable_truncation(self._longest, direction=tokenizer.truncation_side)
+        self.backend_of = copying.deepcopy(tokenizer.backend_tokenizer)
+        self.backend_of.enable_truncation(self._longest, direction=tokenizer.truncation_side)
         usable = np.flatnonzero(table.starts_word & ~table.special).tolist()
-        spelt = {token: self._backend.decode([token]).strip() for token in usable}
+        spelt = {token: self.backend_of.decode([token]).strip() for token in usable}
         self._spelt = {token: word for token, word in spelt.items() if word.isalnum()}
         if len(self._spelt) < 2:
             raise ValueError(f"the tokenizer of {model} has no tokens that are whole words; choose another model")
@@ -103,7 +103,7 @@ class WordGuesser:
         return made
 
     def _hide(self, row: int, texts: tuple[str, ...], copy: int) -> Masked:
-        encoding = self._backend.encode(*texts)
+        encoding = self.backend_of.encode(*texts)
         rng = np.random.default_rng((self._seed, copy, row))
         words = _words(encoding, texts, self._starts_word)
         chosen: dict[int, tuple[int, Hole]] = {}  # first token -> the token after the last
