@@ -2,8 +2,8 @@
 
 Only config.json is read: shapes are all that is needed. FLOPs are XLA's own count (`cost_analysis`) for the loss and
 gradient of one batch, lowered and not yet optimised. Memory is that of gradients (4 bytes a parameter that trains now)
-and of Adam's two moments (8 bytes a parameter that ever trains); activations are not in it. The whole backbone counts as
-imported, and full fine-tuning is that of the model without adapters.
+and of Adam's two moments (8 bytes a parameter that ever trains); activations are not in it. The whole backbone counts
+as imported, and full fine-tuning is that of the model without adapters.
 """
 
 import json
