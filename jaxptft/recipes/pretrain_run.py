@@ -327,6 +327,11 @@ class PretrainRun:
         if not any(getattr(architecture, name) for name in dropouts_of(architecture)):
             raise ValueError("simclr tells two passes of a text by their dropout, and dropout is 0; raise it")
         pooling = chosen.pooling or models.usual_pooling(architecture)
+        if self.checkpoint is None and getattr(architecture, "pooler", False) and pooling != "pooler":
+            raise ValueError(
+                f"contrast.pooling {pooling!r} would leave the pooler that {self.family} has as it is drawn; leave it "
+                "out, or go on from a --model"
+            )
         encoder = network = models.pooled(architecture, pooling, frozen_layers=frozen_layers)
         if chosen.projection:
             *hidden, outputs = chosen.projection
