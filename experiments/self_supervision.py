@@ -56,7 +56,7 @@ def settings(data: str) -> dict[str, dict[str, Any]]:
         "gan": {
             **net,
             "code": Code(size=16),
-            # With Adam's usual .9 the discriminator wins and what is drawn goes black.
+            # At 2e-4, falling, with Adam's usual b1 the discriminator wins and what is drawn goes black.
             "optimizer": Optimizer(b1=0.5, schedule="constant", weight_decay=0.0),
         },
     }
