@@ -67,7 +67,7 @@ def accuracy_of(config: finetune.Config) -> float:
     report = config.out / "report.json"
     if not report.is_file():
         again = config.model_copy(update={"overwrite": (config.out / "config.yaml").exists()})
-        (distill.run if isinstance(again, distill.Config) else finetune.run)(again)
+        distill.run(again) if isinstance(again, distill.Config) else finetune.run(again)
     return json.loads(report.read_text())["test"]["metrics"]["classification/accuracy"]
 
 

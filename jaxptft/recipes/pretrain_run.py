@@ -291,11 +291,9 @@ class PretrainRun:
 
     def _monitor(self) -> tuple[str, bool, Callable[[train.State], dict[str, float]] | None]:
         kind = self.config.monitor or ("last" if self.config.objective == "simclr" else "loss")
-        if kind == "last":
-            return LAST, True, last
-        if kind == "loss":
-            return "pretraining/loss", False, None
-        return _accuracy_of(self.config.objective), True, None
+        if kind == "accuracy":
+            return _accuracy_of(self.config.objective), True, None
+        return (LAST, True, last) if kind == "last" else ("pretraining/loss", False, None)
 
     def _objective(self, frozen_layers: int | None) -> objectives.Objective:
         name = self.config.objective
