@@ -48,7 +48,8 @@ def settings(data: str) -> dict[str, dict[str, Any]]:
         },
         "beit": {**vit, "views": Views(kind="none"), "masked": Masked(tokens=64, tokenizer_steps=200)},
         "rotation": {**net},
-        "patch_position": {**net} if not digits else {},
+        # Digits have no room for nine patches, and of these backbones only a ResNet reads parts of an image.
+        "patch_position": {} if digits else {"backbone": "resnet18", "shape": Shape(widths=(16, 32, 64, 128))},
         "autoencoder": {**code, "code": Code(size=32)},
         "denoising": {**code, "code": Code(size=32)},
         "sparse": {**code, "code": Code(size=32, sparsity_weight=0.1)},

@@ -1,5 +1,6 @@
 """From a config to what is learnt from images: the backbone, its heads, the views and the objective."""
 
+import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -189,7 +190,7 @@ def objective_of(
         )
     encoder = models.pooled(architecture, models.usual_pooling(architecture), **options)
     if name == "patch_position":
-        patch = _position_patch(preprocessing.size)
+        patch = _position_patch(preprocessing.size, architecture)
         head = models.mlp("position", hidden=(config.projection.hidden,), outputs=8)
         return objectives.patch_position(
             encoder, head, patch=patch, color="drop" if preprocessing.channels == 3 else "keep", view=views, plain=plain
@@ -220,9 +221,21 @@ def _two_views(config: Config, encoder: models.Model, *, views: Any, plain: Any,
     return make(models.stack(target, predictor), target=target, steps=steps, **shared, **chosen)
 
 
-def _position_patch(size: tuple[int, int]) -> int:
-    """As large as three of them with gaps and jitter fit: 3 p + 2 p / 2 + 2 * 7 p / 96."""
-    return max(1, int(min(size) / 4.3))
+def _position_patch(size: tuple[int, int], architecture: Any) -> int:
+    """As large as three of them with gaps and jitter fit: 3 p + 2 p / 2 + 2 * 7 p / 96; in whole patches of a ViT."""
+    if isinstance(architecture, models.ConvConfig):
+        raise ValueError(
+            "patch_position shows the backbone parts of an image, and those of kind conv and mlp read one size only: "
+            "take a resnet or a vit"
+        )
+    largest = int(min(size) / 4.3)
+    own = math.lcm(*getattr(architecture, "patch", (1, 1)))
+    if largest < max(own, 2):
+        raise ValueError(
+            f"of images of {size[0]} x {size[1]} pixels patch_position shows parts of {largest} x {largest}, and needs "
+            f"{max(own, 2)} x {max(own, 2)}: give larger images (image_size), or a smaller shape.patch_size"
+        )
+    return largest // own * own
 
 
 def without_dropout(architecture: Any) -> Any:

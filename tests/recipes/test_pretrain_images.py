@@ -14,9 +14,10 @@ import transformers
 from PIL import Image
 
 from jaxptft import data, models, train
+from jaxptft.objectives import Context
 from jaxptft.recipes import pretrain_images as recipe
 from jaxptft.recipes import settings
-from jaxptft.recipes.image_objectives import from_nothing, preprocessing_for, views_of
+from jaxptft.recipes.image_objectives import from_nothing, objective_of, preprocessing_for, views_of
 from jaxptft.recipes.model_source import open_model
 from jaxptft.recipes.pretrain_images_run import PretrainImagesRun
 
@@ -259,6 +260,50 @@ def test_views_that_do_not_fit(values, expected):
     asked = config(views=values)
     with pytest.raises(ValueError, match=expected):
         views_of(asked, preprocessing_for(asked, (8, 8), 1))
+
+
+def position_objective(size, **shape):
+    asked = config(objective="patch_position", **shape)
+    architecture = from_nothing(asked, size, 1).config
+    return objective_of(asked, architecture, preprocessing_for(asked, size, 1), steps=1)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"backbone": "resnet18", "shape": {"widths": (4, 4, 4, 4)}},
+        {"backbone": "vit", "shape": {"patch_size": 4, "layers": 1, "width": 8}},  # 6 pixels are no whole patches
+    ],
+    ids=["resnet", "vit"],
+)
+def test_parts_of_an_image_are_shown_to_what_reads_them(shape):
+    objective = position_objective((28, 28), **shape)
+    batch = {
+        "image": np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1), np.uint8),
+        "ids": np.arange(2),
+        "valid": np.ones(2, bool),
+    }
+    key = jax.random.key(0)
+    params = jax.jit(objective.init)(key, batch)
+    context = Context(objective.start(params, batch), {}, key, train=True, axis_name=None)
+    found, _ = objective.loss(params, batch, context)
+    assert np.isfinite(found["patch_position"].value())
+    assert params["backbone"]
+
+
+@pytest.mark.parametrize(
+    "size, shape, expected",
+    [
+        ((28, 28), {"backbone": "conv"}, "kind conv and mlp read one size only: take a resnet or a vit"),
+        ((28, 28), {"backbone": "mlp"}, "kind conv and mlp read one size only: take a resnet or a vit"),
+        ((8, 8), {"backbone": "resnet18"}, "shows parts of 1 x 1, and needs 2 x 2: give larger images"),
+        ((28, 28), {"backbone": "vit", "shape": {"patch_size": 7}}, "shows parts of 6 x 6, and needs 7 x 7"),
+    ],
+    ids=["conv", "mlp", "small", "patch"],
+)
+def test_parts_that_a_backbone_cannot_read(size, shape, expected):
+    with pytest.raises(ValueError, match=expected):
+        position_objective(size, **shape)
 
 
 def test_what_is_said_in_one_line(encoder, resnet, digits, refused, tmp_path):
