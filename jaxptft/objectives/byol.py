@@ -3,14 +3,12 @@
 Grill et al. 2020, arXiv:2006.07733, section 3.1, equation 2 and algorithm 1. There are no negatives.
 """
 
-import jax
 import jax.numpy as jnp
 
 from jaxptft import losses
-from jaxptft.objectives.contract import Mean, Model, Objective, lift
-from jaxptft.objectives.ema import check_decay, check_steps, cosine_decay, move_target, read_target, start_target
-from jaxptft.objectives.forward import forward, statistics_state
-from jaxptft.objectives.view_pairs import Views, everyone, features_of, pass_keys, shaped_batch, view_pair
+from jaxptft.objectives.contract import Mean, Model, Objective
+from jaxptft.objectives.crosswise import crosswise
+from jaxptft.objectives.view_pairs import Views, everyone
 from jaxptft.objectives.views import View, unchanged
 
 
@@ -37,40 +35,12 @@ def byol(
     one batch to: near 0 all fall on one point (Wang and Isola 2020, arXiv:2005.10242).
     Raises ValueError on a decay outside [0, 1], or fewer than one step.
     """
-    check_decay(decay)
-    check_steps(steps)
 
-    def start(params, batch):
-        seen = shaped_batch(views, plain, batch)
-        return {"target": start_target(target, params, seen), **statistics_state(model, params)}
-
-    def prepare(params, state, step):
-        now = cosine_decay(step - 1, base=decay, steps=steps)  # of the step that made these params
-        return {**state, "target": move_target(target, state["target"], params, now)}
-
-    def loss(params, batch, context):
-        viewing, dropout = jax.random.split(context.rng)
-        rngs = pass_keys(dropout, batch, context, 4)
-        valid, state, slow = batch["valid"], context.state, context.state["target"]
-        predictions, targets = [], []
-        for number, seen in enumerate(view_pair(views, plain, viewing, batch)):
-            found, state = forward(model, params, seen, context._replace(state=state), rngs[number])
-            predictions.append(found)
-            found, slow = read_target(target, slow, seen, context, rngs[2 + number])
-            targets.append(found)
+    def compare(predictions, targets, valid, axis_name):
         per_row = losses.normalized_squared_error(predictions[0], targets[1], valid=valid)
         per_row += losses.normalized_squared_error(predictions[1], targets[0], valid=valid)
-        whole = everyone(targets[0], valid, context.axis_name)
+        whole = everyone(targets[0], valid, axis_name)
         metrics = {"byol/uniformity": Mean(losses.uniformity(whole.rows, whole.valid), jnp.ones(()))}
-        if context.train:
-            state = {**state, "target": slow}
-        return {"byol": Mean(per_row.sum(), valid.sum())}, (metrics, state)
+        return {"byol": Mean(per_row.sum(), valid.sum())}, metrics
 
-    return lift(
-        loss,
-        init=lambda rng, batch: model.init(rng, shaped_batch(views, plain, batch)),
-        start=start,
-        prepare=prepare,
-        predict=features_of(encoder, plain),
-        coupled=True,
-    )
+    return crosswise(compare, model, target=target, encoder=encoder, views=views, steps=steps, decay=decay, plain=plain)

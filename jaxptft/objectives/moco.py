@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxptft import losses
 from jaxptft.objectives.contract import Mean, Model, Objective, lift
-from jaxptft.objectives.ema import check_decay, check_steps, cosine_decay, move_target, read_target, start_target
+from jaxptft.objectives.crosswise import crosswise
+from jaxptft.objectives.ema import check_decay, move_target, read_target, start_target
 from jaxptft.objectives.forward import forward, statistics_state
 from jaxptft.objectives.view_pairs import (
     Views,
@@ -131,28 +132,10 @@ def moco_v3(
     Predictions: `features` as in `simclr`. Metrics: `moco/accuracy`, how often the own key is the nearest, of both.
     Raises ValueError on a temperature that is not positive, a decay outside [0, 1], or fewer than one step.
     """
-    check_decay(decay)
-    check_steps(steps)
     check_temperature(temperature)
 
-    def start(params, batch):
-        seen = shaped_batch(views, plain, batch)
-        return {"target": start_target(target, params, seen), **statistics_state(model, params)}
-
-    def prepare(params, state, step):
-        now = cosine_decay(step - 1, base=decay, steps=steps)  # of the step that made these params
-        return {**state, "target": move_target(target, state["target"], params, now)}
-
-    def loss(params, batch, context):
-        viewing, dropout = jax.random.split(context.rng)
-        rngs = pass_keys(dropout, batch, context, 4)
-        valid, state, slow = batch["valid"], context.state, context.state["target"]
-        queries, keys = [], []
-        for number, seen in enumerate(view_pair(views, plain, viewing, batch)):
-            found, state = forward(model, params, seen, context._replace(state=state), rngs[number])
-            queries.append(found)
-            found, slow = read_target(target, slow, seen, context, rngs[2 + number])
-            keys.append(everyone(found, valid, context.axis_name))
+    def compare(queries, keys, valid, axis_name):
+        keys = [everyone(found, valid, axis_name) for found in keys]
         options = {
             "temperature": temperature,
             "valid": valid,
@@ -164,19 +147,9 @@ def moco_v3(
         for asked, answers in zip(jax.lax.stop_gradient(queries), reversed(keys), strict=True):
             logits, own = losses.info_nce_logits(asked, answers.rows, **options)
             right += ((logits.argmax(-1) == own) & valid).sum()
-        metrics = {"moco/accuracy": Mean(right, 2 * valid.sum())}
-        if context.train:
-            state = {**state, "target": slow}
-        return {"moco": Mean(per_row.sum(), valid.sum())}, (metrics, state)
+        return {"moco": Mean(per_row.sum(), valid.sum())}, {"moco/accuracy": Mean(right, 2 * valid.sum())}
 
-    return lift(
-        loss,
-        init=lambda rng, batch: model.init(rng, shaped_batch(views, plain, batch)),
-        start=start,
-        prepare=prepare,
-        predict=features_of(encoder, plain),
-        coupled=True,
-    )
+    return crosswise(compare, model, target=target, encoder=encoder, views=views, steps=steps, decay=decay, plain=plain)
 
 
 def _check_room(queue: int, rows: int) -> None:
