@@ -24,6 +24,7 @@ COMMANDS = {
     "distill": Command("jaxptft.recipes.distill", "Config", "run", "distil a fine-tuned model into a smaller one"),
     "sweep": Command("jaxptft.recipes.sweep", "Config", "run", "search a recipe's values, and run the best again"),
     "plan": Command("jaxptft.recipes.plan", "Config", "run", "what of a model would train, by layer and stage"),
+    "checkpoints": Command("jaxptft.recipes.checkpoints", "Config", "run", "list a run's checkpoints, and verify them"),
     "evaluate": Command("jaxptft.recipes.evaluate", "Config", "run", "evaluate a fine-tuned model on labelled rows"),
     "predict": Command("jaxptft.recipes.predict", "Config", "run", "predict each row of a file"),
     "embed": Command("jaxptft.recipes.embed", "Config", "run", "the vector of each row, text or image, in a file"),

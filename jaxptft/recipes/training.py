@@ -165,7 +165,8 @@ class Training:
     def run(self) -> train.LoopState:
         """From the start, or from the newest good checkpoint when resuming, to the end."""
         loop = train.LoopState()
-        self._checkpoints.clean()  # first, since it completes a save that was killed in the middle of a replacement
+        for store in (self._checkpoints, self._best):
+            store.clean()  # first, since it completes a save that was killed in the middle of a replacement
         if self.config.resume and self._checkpoints.steps():
             loop = self._restore()
         self._prepare()

@@ -124,6 +124,14 @@ class CheckpointStore:
         except (OSError, ValueError) as error:
             raise DamagedCheckpoint(f"{path} cannot be read ({error})") from error
 
+    def verify(self, step: int) -> int:
+        """`verify` of a listed step."""
+        return verify(self._path(step))
+
+    def leftovers(self) -> list[Path]:
+        """What a killed save or deletion left behind; `clean` removes it."""
+        return sorted(path for prefix in (_UNFINISHED, _DOOMED) for path in self.folder.glob(f"{prefix}{_PREFIX}*"))
+
     def keep_only(self, steps: Collection[int]) -> None:
         """Delete every listed step but these."""
         for step in set(self.steps()) - set(steps):
@@ -133,16 +141,15 @@ class CheckpointStore:
         """Remove what a killed save or deletion left behind."""
         if not self.folder.is_dir():
             return
-        for doomed in self.folder.glob(f"{_DOOMED}*"):
+        for doomed in self.folder.glob(f"{_DOOMED}{_PREFIX}*"):
             name = doomed.name.removeprefix(_DOOMED)
             unfinished, final = self.folder / f"{_UNFINISHED}{name}", self.folder / name
             if unfinished.exists() and not final.exists():  # killed between the two renames of a replacement
                 with suppress(DamagedCheckpoint):
                     verify(unfinished)
                     unfinished.rename(final)
-        for prefix in (_UNFINISHED, _DOOMED):
-            for leftover in self.folder.glob(f"{prefix}*"):
-                shutil.rmtree(leftover)
+        for leftover in self.leftovers():
+            shutil.rmtree(leftover)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{_PREFIX}{step:08d}"
@@ -151,8 +158,8 @@ class CheckpointStore:
         return path.rename(self.folder / f"{_DOOMED}{path.name}")
 
 
-def verify(path: Path) -> None:
-    """Check every file of one checkpoint against its manifest.
+def verify(path: Path) -> int:
+    """Check every file of one checkpoint against its manifest; how many bytes they are.
 
     Raises DamagedCheckpoint, naming the first file that is missing, added or changed.
     """
@@ -176,6 +183,7 @@ def verify(path: Path) -> None:
             raise DamagedCheckpoint(f"{path / name} cannot be read ({error})") from error
         if found != entry["sha256"]:
             raise DamagedCheckpoint(f"{path / name} has changed since it was written (SHA-256 differs)")
+    return sum(entry["bytes"] for entry in expected.values())
 
 
 def fingerprint(tree: PyTree) -> str:
