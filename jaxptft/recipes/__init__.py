@@ -14,6 +14,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command("jaxptft.recipes.demo", "Config", "run", "four ways to train on real film reviews, one table"),
+    "selftest": Command("jaxptft.recipes.selftest", "Config", "run", "does this machine compute, save and resume?"),
     "pretrain": Command(
         "jaxptft.recipes.pretrain", "Config", "run", "pre-train on raw text, from scratch or on from a checkpoint"
     ),
