@@ -156,6 +156,7 @@ def test_texts_whose_words_change_are_answered_anew(config, tmp_path):
         distill.run(config(tmp_path / "kept", augment={"deletion": 0.5}, teacher_logits="cached"))
 
 
+@pytest.mark.slow
 def test_inner_layers_of_another_model_with_masked_tokens_beside(
     distilled, tmp_path, lines, lines_of, tensors_of, make_model
 ):

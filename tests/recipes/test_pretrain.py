@@ -136,6 +136,7 @@ def test_what_masked_language_modelling_learns_is_what_torch_then_predicts(learn
     assert learnt.metrics["masked_lm/accuracy"] > 0.6  # the article and the last word are coin tosses
 
 
+@pytest.mark.slow
 def test_texts_told_apart_by_two_passes_spread_and_the_last_model_is_kept(learnt, pre_train, texts, tmp_path):
     changes = {"model": str(learnt.out), "tokenizer": None, "shape": None, "corpus": [str(texts.folder / "more.txt")]}
     changes |= {"documents": "line", "rows": "documents", "dropout": 0.1, "learning_rate": 0.001, "evaluate_every": 10}

@@ -151,6 +151,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(name, request, pretrain_
         assert found[path].tobytes() == array.tobytes(), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_two_devices_learn_what_one_learns(name, request, pretrain_images, tmp_path, lines_of, tensors_of):
     """What is drawn goes by the image, and statistics and queue are those of the whole batch."""
@@ -271,7 +272,7 @@ def position_objective(size, **shape):
 @pytest.mark.parametrize(
     "shape",
     [
-        {"backbone": "resnet18", "shape": {"widths": (4, 4, 4, 4)}},
+        pytest.param({"backbone": "resnet18", "shape": {"widths": (4, 4, 4, 4)}}, marks=pytest.mark.slow),
         {"backbone": "vit", "shape": {"patch_size": 4, "layers": 1, "width": 8}},  # 6 pixels are no whole patches
     ],
     ids=["resnet", "vit"],

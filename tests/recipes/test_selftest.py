@@ -59,6 +59,7 @@ def test_devices_that_multiply_wrongly_are_told(quiet, monkeypatch):
     assert (said.count("FAIL"), said.count("pass")) == (1, 1)  # the others are tried all the same
 
 
+@pytest.mark.slow
 def test_steps_that_differ_are_told(quiet, monkeypatch):
     make_step = train.make_step
 

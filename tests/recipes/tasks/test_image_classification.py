@@ -80,6 +80,7 @@ def test_a_table_carries_its_ids(tuned, digits, command, tmp_path):
     assert [line["id"] for line in lines] == ["x7", "x9"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["moco", "mae"])
 def test_a_frozen_backbone_keeps_every_bit(name, request, tune, tmp_path):
     """Running statistics too; of a masked autoencoder the encoder is taken."""
