@@ -70,16 +70,6 @@ def _documents(store: data.TokenStore) -> list[bytes]:
     return [store.tokens[start:end].tobytes() for start, end in pairwise(bounds)]
 
 
-def chosen(table: data.Table, rows: int, seed: int) -> data.Table:
-    """So many articles, as many of every class."""
-    rng, found = np.random.default_rng(seed), []
-    assert table.labels is not None
-    for label in range(len(table.names)):
-        found += rng.choice(np.flatnonzero(table.labels == label), rows // len(table.names), replace=False).tolist()
-    names = [table.names[label] for label in table.labels[found]]
-    return data.make_table([table.texts[row] for row in found], names, source="BBC news")
-
-
 def report_of(config: finetune.Config) -> dict[str, Any]:
     """The numbers of a run, trained unless that was done before."""
     report = config.out / "report.json"
@@ -120,6 +110,7 @@ def main() -> None:
     everything = data.make_table(list(articles), list(articles.values()), source="BBC news")
     rest, test = data.split(everything, 384, seed=0)  # multiples of 64, the rows of an evaluation's batches
     pool, validation = data.split(rest, 128, seed=0)
+    assert pool.labels is not None
     files = {
         name: str(write_csv(given.out / "data" / f"{name}.csv", part))
         for name, part in (("eval", validation), ("test", test))
@@ -127,7 +118,8 @@ def main() -> None:
     held = held_text(given.out / "data" / "held.jsonl")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in given.ways}
     for seed in range(given.seeds):
-        train = write_csv(given.out / "data" / f"train-{seed}.csv", chosen(pool, given.labels, seed))
+        drawn = pool.select(data.draw_by_class(pool.labels, given.labels // len(pool.names), seed=seed))
+        train = write_csv(given.out / "data" / f"train-{seed}.csv", drawn)
         for name, own in found.items():
             shared: dict[str, Any] = {
                 **files,

@@ -19,16 +19,6 @@ SEEDS, STEPS, OUT = range(5), {5: 60, 20: 60, 100: 200}, Path("runs/pretraining-
 MODEL, PICTURE = "runs/bert-mini-english", Path(__file__).parent / "results" / "pretraining_worth.png"
 
 
-def chosen(table: data.Table, a_class: int, seed: int) -> data.Table:
-    """So many articles of every class."""
-    rng, rows = np.random.default_rng(seed), []
-    assert table.labels is not None
-    for label in range(len(table.names)):
-        rows += rng.choice(np.flatnonzero(table.labels == label), a_class, replace=False).tolist()
-    names = [table.names[label] for label in table.labels[rows]]
-    return data.make_table([table.texts[row] for row in rows], names, source="BBC news")
-
-
 def accuracy_of(files: dict[str, Path], a_class: int, seed: int, *, from_scratch: bool) -> float:
     out = OUT / f"{'scratch' if from_scratch else 'pretrained'}-{a_class}-{seed}"
     if (out / "report.json").exists():  # of a run that came to its end
@@ -57,11 +47,13 @@ def main() -> None:
     table = data.make_table(list(articles), list(articles.values()), source="BBC news")
     rest, test = data.split(table, 400, seed=0)
     pool, validation = data.split(rest, 100, seed=0)
+    assert pool.labels is not None
     files = {"validation": write_csv(OUT / "validation.csv", validation), "test": write_csv(OUT / "test.csv", test)}
     found: dict[str, dict[int, list[float]]] = {"from scratch": {}, "pre-trained": {}}
     for a_class in STEPS:
         for seed in SEEDS:
-            files["train"] = write_csv(OUT / f"train-{a_class}-{seed}.csv", chosen(pool, a_class, seed))
+            drawn = pool.select(data.draw_by_class(pool.labels, a_class, seed=seed))
+            files["train"] = write_csv(OUT / f"train-{a_class}-{seed}.csv", drawn)
             for arm in found:
                 value = accuracy_of(files, a_class, seed, from_scratch=arm == "from scratch")
                 found[arm].setdefault(a_class, []).append(value)

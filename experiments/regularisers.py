@@ -53,16 +53,6 @@ def ways(unlabelled: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def chosen(table: data.Table, rows: int, seed: int) -> data.Table:
-    """So many articles, as many of every class."""
-    rng, found = np.random.default_rng(seed), []
-    assert table.labels is not None
-    for label in range(len(table.names)):
-        found += rng.choice(np.flatnonzero(table.labels == label), rows // len(table.names), replace=False).tolist()
-    names = [table.names[label] for label in table.labels[found]]
-    return data.make_table([table.texts[row] for row in found], names, source="BBC news")
-
-
 def accuracy_of(config: finetune.Config) -> float:
     """Accuracy on the test articles, trained unless that was done before."""
     report = config.out / "report.json"
@@ -88,6 +78,7 @@ def main() -> None:
     everything = data.make_table(list(articles), list(articles.values()), source="BBC news")
     rest, test = data.split(everything, 384, seed=0)  # multiples of 64, the rows of an evaluation's batches
     pool, validation = data.split(rest, 128, seed=0)
+    assert pool.labels is not None
     unlabelled = given.out / "data" / "unlabelled.txt"
     files = {
         name: write_csv(given.out / "data" / f"{name}.csv", part)
@@ -100,7 +91,8 @@ def main() -> None:
     found: dict[str, dict[int, list[float]]] = {name: {rows: [] for rows in given.labels} for name in changes}
     for seed in range(given.seeds):
         for rows in given.labels:
-            train = write_csv(given.out / "data" / f"train-{rows}-{seed}.csv", chosen(pool, rows, seed))
+            drawn = pool.select(data.draw_by_class(pool.labels, rows // len(pool.names), seed=seed))
+            train = write_csv(given.out / "data" / f"train-{rows}-{seed}.csv", drawn)
             steps = max(3, round(given.share * STEPS[rows]))
             for name, own in changes.items():
                 shared: dict[str, Any] = {

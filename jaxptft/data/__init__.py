@@ -12,6 +12,7 @@ from jaxptft.data.columns import Columns, infer_columns
 from jaxptft.data.corpus import DocumentTally, read_corpus
 from jaxptft.data.corpus_tokens import tokenize_corpus
 from jaxptft.data.dialogue import dialogue_tokens, encode_prompts, read_dialogue
+from jaxptft.data.draw import check_enough, draw_by_class
 from jaxptft.data.held_out import hold_out, read_with_held_out
 from jaxptft.data.image_batches import ImageBatches
 from jaxptft.data.image_sources import ImageColumns, image_split_names
@@ -69,6 +70,7 @@ from jaxptft.data.validate import Report
 from jaxptft.data.word_split import split_words
 
 __all__ = [
+    "draw_by_class",
     "Answer",
     "Asset",
     "AssetUnavailable",
@@ -118,6 +120,7 @@ __all__ = [
     "causal_segments",
     "check_tokens",
     "check_vocabulary",
+    "check_enough",
     "choose_evaluation_split",
     "dialogue_tokens",
     "edit_words",

@@ -68,6 +68,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Result:
     Raises FileExistsError when `out` holds a report, ValueError for rows without classes, pixels of texts, and what the
     model cannot read.
     """
+    from jaxptft.data import check_enough
     from jaxptft.recipes import probing
     from jaxptft.recipes.features import Backbone
     from jaxptft.recipes.runtime import keep_compiled_programs
@@ -80,7 +81,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Result:
         raise ValueError(f"baselines asks for pixels, and {config.model} reads text; leave them out")
     train, test = _read(config, backbone, say)
     if config.labels_a_class:
-        probing.check_enough(train.labels, max(config.labels_a_class))
+        check_enough(train.labels, max(config.labels_a_class))
     sets: dict[str, list[Any]] = {"model": [_features(backbone, train, test)]}
     if "random" in config.baselines:
         sets["random"] = [_features(backbone.fresh(seed), train, test) for seed in range(config.seeds)]

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxptft.data import draw_by_class
+
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # inverse of the L2 penalty, scikit-learn's C
 _BLOCK = 1024  # queries whose similarities are held at once
 
@@ -82,21 +84,8 @@ def nearest_neighbours(train: Features, test: Features, *, k: int = 20, temperat
 
 def draw(features: Features, a_class: int, seed: int) -> Features:
     """So many rows of every class, drawn by `seed`. Raises ValueError, naming the class, where one has fewer."""
-    check_enough(features.labels, a_class)
-    rng = np.random.default_rng(seed)
-    rows = [
-        rng.choice(np.flatnonzero(features.labels == label), a_class, replace=False)
-        for label in np.unique(features.labels)
-    ]
-    chosen = np.sort(np.concatenate(rows))
+    chosen = np.sort(draw_by_class(features.labels, a_class, seed=seed))
     return Features(features.vectors[chosen], features.labels[chosen])
-
-
-def check_enough(labels: Int[np.ndarray, " rows"], a_class: int) -> None:
-    """ValueError, naming the class, where one has fewer rows than are asked for."""
-    for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
-        if count < a_class:
-            raise ValueError(f"class {label} has {count} training rows, and {a_class} are asked for; ask fewer")
 
 
 def check(*parts: Features) -> None:
