@@ -170,7 +170,8 @@ class Training:
         if train.value_from_first(self.config.resume and bool(self._checkpoints.steps())):
             loop = self._restore()
         self._prepare()
-        self.journal.rewind(int(self.state.step))
+        for lines in (self.journal, train.Journal(self.config.out / "speed.jsonl")):
+            lines.rewind(int(self.state.step))
         if jax.process_count() > 1:
             self.stop.agree(train.Agreement(train.Bulletin()))
 
