@@ -28,6 +28,7 @@ def main() -> None:
 
     from jaxptft import cli  # noqa: F401
 
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # where the scripts import from
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # what was forked need not be waited for
     asked = socket.socket(fileno=int(sys.argv[1]))
     while True:
@@ -44,7 +45,6 @@ def main() -> None:
 def _call(where: str, function: str, arguments: list[str]) -> int:
     if not where.endswith(".py"):
         return getattr(importlib.import_module(where), function)(arguments)
-    sys.path.insert(0, str(Path(where).parent))
     spec = spec_from_file_location("called", where)
     assert spec is not None
     assert spec.loader is not None
