@@ -5,14 +5,36 @@ from jaxptft.train.evaluate import Evaluation, evaluate, make_evaluator
 from jaxptft.train.fisher import diagonal_fisher, drawn_labels
 from jaxptft.train.journal import Journal
 from jaxptft.train.loop import Best, LoopState, Schedule, Stage, fit
-from jaxptft.train.parallel import jit_step, make_mesh, pad_rows, pmap_step, replicate, shard
+from jaxptft.train.parallel import (
+    jit_step,
+    make_mesh,
+    pad_rows,
+    pmap_step,
+    replicate,
+    shard,
+    spread,
+    spread_shardings,
+)
+from jaxptft.train.processes import (
+    Agreement,
+    Bulletin,
+    connect,
+    from_first,
+    is_first,
+    to_host,
+    value_from_first,
+)
 from jaxptft.train.progress import Progress
+from jaxptft.train.restore import restore
 from jaxptft.train.state import State, create_state
 from jaxptft.train.step import make_step
 from jaxptft.train.stop import StopFlag, Stopped
+from jaxptft.train.watchdog import Watchdog
 
 __all__ = [
+    "Agreement",
     "Best",
+    "Bulletin",
     "CheckpointStore",
     "DamagedCheckpoint",
     "Evaluation",
@@ -24,12 +46,16 @@ __all__ = [
     "State",
     "StopFlag",
     "Stopped",
+    "Watchdog",
+    "connect",
     "create_state",
     "diagonal_fisher",
     "drawn_labels",
     "evaluate",
     "fingerprint",
     "fit",
+    "from_first",
+    "is_first",
     "jit_step",
     "make_evaluator",
     "make_mesh",
@@ -37,6 +63,11 @@ __all__ = [
     "pad_rows",
     "pmap_step",
     "replicate",
+    "restore",
     "shard",
+    "spread",
+    "spread_shardings",
+    "to_host",
+    "value_from_first",
     "verify",
 ]

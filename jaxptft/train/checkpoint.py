@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -89,12 +89,20 @@ class CheckpointStore:
             for old in [listed for listed in self.steps() if listed <= step][: -self.keep]:
                 _remove(self._doom(self._path(old)))
 
-    def restore(self, like: PyTree, *, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]]:
+    def restore(
+        self,
+        like: PyTree,
+        *,
+        step: int | None = None,
+        accept: Callable[[dict[str, Any]], None] = lambda meta: None,
+    ) -> tuple[int, PyTree, dict[str, Any]]:
         """The newest undamaged checkpoint (or the one of `step`) as `(step, tree, meta)`.
 
         `like` gives the structure, shapes, dtypes and shardings that are expected; a difference is a ValueError that
-        names the leaf. A damaged checkpoint is passed over with a warning that names the file, unless `step` asked for
-        it. Raises FileNotFoundError when there is none, and DamagedCheckpoint when none is good.
+        names the leaf. Where it holds NumPy's arrays, or shapes alone, NumPy's come back. A damaged checkpoint is
+        passed over with a warning that names the file, unless `step` asked for it; so is one whose meta `accept`
+        refuses with DamagedCheckpoint. Raises FileNotFoundError when there is none, and DamagedCheckpoint when none is
+        good.
         """
         candidates = [step] if step is not None else self.steps()[::-1]
         if not candidates or (step is not None and step not in self.steps()):
@@ -106,13 +114,14 @@ class CheckpointStore:
             path = self._path(candidate)
             try:
                 verify(path)
+                meta = self.read_meta(candidate)
+                accept(meta)
             except DamagedCheckpoint as error:
                 if step is not None:
                     raise
                 log.warning("checkpoint of step %d is damaged and passed over: %s", candidate, error)
                 damage = error
                 continue
-            meta = json.loads((path / "meta.json").read_text())
             return candidate, _read_arrays(path / "arrays", like), meta
         raise DamagedCheckpoint(f"no checkpoint in {self.folder} is undamaged; the oldest: {damage}")
 
@@ -236,7 +245,8 @@ def _read_arrays(path: Path, like: PyTree) -> PyTree:
     leaves = []
     for names, leaf in _named_leaves(like):
         value: Any = saved[tuple(names)]
-        if not isinstance(leaf, np.ndarray | np.generic):  # these stay NumPy's: JAX would cut 64 bits to 32
+        # These stay NumPy's: JAX would cut 64 bits to 32.
+        if not isinstance(leaf, np.ndarray | np.generic | jax.ShapeDtypeStruct):
             value = jnp.array(value, copy=True)
         if _is_key(leaf):
             value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))  # pyright: ignore[reportArgumentType]

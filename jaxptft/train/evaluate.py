@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxptft.objectives import Batch, Context, Mean, Objective, Params
+from jaxptft.train.processes import to_host
 from jaxptft.train.stop import StopFlag
 
 Evaluator = Callable[[Params, PyTree, PyTree, Batch], tuple[dict[str, jax.Array], dict[str, Mean]]]
@@ -60,12 +61,12 @@ def evaluate(
     for batch in batches:
         if stop is not None:
             stop.raise_if_set()
-        placed = place(batch)
-        predictions, metrics = jax.device_get(evaluator(params, state, constants, placed))
-        if "ids" not in placed and len(placed) == 1:
-            ((source, placed),) = placed.items()
+        predictions, metrics = to_host(evaluator(params, state, constants, place(batch)))
+        if "ids" not in batch and len(batch) == 1:
+            ((source, batch),) = batch.items()
             predictions, metrics = (_without(entries, f"{source}/") for entries in (predictions, metrics))
-        ids, valid = np.asarray(placed["ids"]), np.asarray(placed["valid"])
+        ids = np.asarray(batch["ids"])
+        valid = np.flatnonzero(batch["valid"])  # rows that `place` has added come behind them
         for name, mean in metrics.items():
             total, count = sums.get(name, (0.0, 0.0))
             sums[name] = (total + float(mean.total), count + float(mean.count))

@@ -18,8 +18,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxptft.objectives import Batch, Mean, Params
+from jaxptft.train.background import Background, copied_to_host
 from jaxptft.train.checkpoint import CheckpointStore, DamagedCheckpoint
 from jaxptft.train.journal import Journal
+from jaxptft.train.processes import is_first
 from jaxptft.train.progress import Progress
 from jaxptft.train.state import State
 from jaxptft.train.step import Step
@@ -119,6 +121,9 @@ def fit(
         learning_rate: of an optimizer step, counted from 0; logged beside the means. Skipped steps move no schedule, so
             the count is of the others.
 
+    Saving goes on in the background while steps are taken, and what goes wrong with it (OSError on a full disk) is
+    raised at the next step. Where several processes run together, the first alone saves.
+
     Raises `Stopped`, after saving, when `stop` is set; FloatingPointError, after saving, when `skipped_limit` steps in
     a row were not finite; ValueError when `schedule.monitor` is not among the evaluation's metrics, or the stages are
     not in order from step 0.
@@ -149,15 +154,28 @@ def fit(
                 loop.window = {}
                 clock.write(number)
 
+    def write(store: CheckpointStore, tree: PyTree, about: dict[str, Any], then: Callable[[], None]) -> None:
+        """In the background, once the tree is copied, since the next step reuses its memory."""
+        copied, step = copied_to_host(tree), now
+
+        def job() -> None:
+            store.save(step, copied, about)
+            then()
+
+        if is_first():
+            background.give(job)
+
+    def keep_named() -> None:
+        # Only now may an earlier best go: a run that is killed goes back to a checkpoint, and to its best.
+        with suppress(DamagedCheckpoint):
+            best.keep_only({checkpoints.read_meta(step)["loop"]["best_step"] for step in checkpoints.steps()})
+
     def save() -> None:
         nonlocal saved
         absorb(0)
         if saved != (now, asdict(loop)):
-            checkpoints.save(now, state, {**(meta or {}), "loop": asdict(loop)})
+            write(checkpoints, state, {**(meta or {}), "loop": asdict(loop)}, keep_named)
             saved = (now, asdict(loop))
-            # Only now may an earlier best go: a run that is killed goes back to a checkpoint, and to its best.
-            with suppress(DamagedCheckpoint):
-                best.keep_only({checkpoints.read_meta(step)["loop"]["best_step"] for step in checkpoints.steps()})
 
     def judge() -> None:
         metrics = {name: float(value) for name, value in evaluate(state).items()}
@@ -168,7 +186,7 @@ def fit(
         value = metrics[schedule.monitor]
         if _better(value, loop.best, schedule.higher_is_better):
             loop.best, loop.best_step, loop.evaluations_without_gain = value, now, 0
-            best.save(now, Best(state.params, state.objective_state), {"metrics": finite})
+            write(best, Best(state.params, state.objective_state), {"metrics": finite}, lambda: None)
         else:
             loop.evaluations_without_gain += 1
         loop.evaluated_step = now
@@ -181,41 +199,50 @@ def fit(
         journal.forget(now, "evaluation")  # of a run that was killed after it, and before it was saved again
     if now in begins:
         journal.forget(now, "stage")  # which begins below
-    while True:
-        unjudged = schedule.due(schedule.evaluate_every, now) and loop.evaluated_step != now
-        if unjudged:
-            absorb(0)
-        if loop.skipped_in_a_row >= schedule.skipped_limit:
-            save()
-            raise FloatingPointError(
-                f"the loss or its gradient was not finite in {loop.skipped_in_a_row} steps in a row, up to step {now}; "
-                "parameters are those of the last finite step; lower the learning rate or look at the data"
-            )
-        try:
+    with Background() as background:
+        while True:
+            unjudged = schedule.due(schedule.evaluate_every, now) and loop.evaluated_step != now
             if unjudged:
-                judge()
-        except Stopped:
-            save()
-            raise
-        impatient = schedule.patience is not None and loop.evaluations_without_gain >= schedule.patience
-        loop.finished = now >= schedule.steps or impatient
-        if schedule.due(schedule.checkpoint_every, now) or loop.finished or stop:
-            save()
-        if loop.finished:
-            return state, loop
-        stop.raise_if_set()
-        stage = [stage for stage in stages if stage.begin <= now][-1]
-        if stage.begin == now > 0:
-            absorb(0)  # so that its line comes after those of this step, whether or not the run was interrupted
-            journal.write(now, kind="stage", **stage.facts)
-            if progress is not None:
-                shown = "  ".join(f"{name} {value}" for name, value in stage.facts.items())
-                progress.note(f"{progress.name}: step {now}, a new stage  {shown}")
-        batch = batch_at(now)
-        state, metrics = stage.step(state, constants, place(batch))
-        now += 1
-        pending.append((now, _examples(batch), metrics))
-        absorb(_IN_FLIGHT)
+                absorb(0)
+            if loop.skipped_in_a_row >= schedule.skipped_limit:
+                save()
+                background.wait()
+                raise FloatingPointError(
+                    f"the loss or its gradient was not finite in {loop.skipped_in_a_row} steps in a row, up to step "
+                    f"{now}; parameters are those of the last finite step; lower the learning rate or look at the data"
+                )
+            try:
+                if unjudged:
+                    stop.place = f"evaluating at step {now}"
+                    judge()
+            except Stopped:
+                save()
+                background.wait()
+                raise
+            stop.place = f"at step {now}"
+            impatient = schedule.patience is not None and loop.evaluations_without_gain >= schedule.patience
+            loop.finished = now >= schedule.steps or impatient
+            signum = stop.asked()
+            if schedule.due(schedule.checkpoint_every, now) or loop.finished or signum is not None:
+                save()
+            if loop.finished:
+                return state, loop
+            if signum is not None:
+                background.wait()
+                raise Stopped(signum)
+            background.check()
+            stage = [stage for stage in stages if stage.begin <= now][-1]
+            if stage.begin == now > 0:
+                absorb(0)  # so that its line comes after those of this step, whether or not the run was interrupted
+                journal.write(now, kind="stage", **stage.facts)
+                if progress is not None:
+                    shown = "  ".join(f"{name} {value}" for name, value in stage.facts.items())
+                    progress.note(f"{progress.name}: step {now}, a new stage  {shown}")
+            batch = batch_at(now)
+            state, metrics = stage.step(state, constants, place(batch))
+            now += 1
+            pending.append((now, _examples(batch), metrics))
+            absorb(_IN_FLIGHT)
 
 
 def _count(loop: LoopState, values: dict[str, tuple[float, float]], limit: int) -> None:

@@ -1,13 +1,16 @@
-"""The same step on one device or many.
+"""The same step on one device or many, of one process or several.
 
-Global-view `jit` over a mesh is the default: the batch is sharded along `data`, the state is replicated, and whatever
-looks across the batch is global by itself. `pmap_step` is an adapter over the same step for code built on `pmap`.
+Global-view `jit` over a mesh is the default: the batch is sharded by rows over both axes, `data` and `fsdp`, and
+whatever looks across the batch is global by itself. State is whole on each device along `data`; along `fsdp` its large
+arrays are cut, each device holding a part, and gathered where they are used (fully sharded data parallelism: ZeRO,
+https://arxiv.org/abs/1910.02054, stage 3). `pmap_step` is an adapter over the same step for code built on `pmap`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
@@ -15,24 +18,73 @@ from jaxtyping import PyTree
 from jaxptft.objectives import Batch
 from jaxptft.train.step import Step
 
-DATA = "data"
+DATA, FSDP = "data", "fsdp"
+SMALLEST = 2**14  # elements: what is smaller costs more to gather than to hold
 
 
-def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A one-dimensional mesh with the axis `data` over `devices` (all local ones by default)."""
+def make_mesh(devices: Sequence[Any] | None = None, *, fsdp: int = 1) -> Mesh:
+    """A mesh with the axes `data` and `fsdp` over `devices` (by default all, of every process).
+
+    `fsdp` is how many devices share one copy of the state; ValueError where it does not divide their number.
+    """
     devices = list(devices if devices is not None else jax.devices())
+    if fsdp < 1 or len(devices) % fsdp:
+        raise ValueError(f"fsdp is {fsdp}, which does not divide {len(devices)} devices")
     # Under the newer default, AxisType.Explicit, Linen modules fail.
-    return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+    shape = (len(devices) // fsdp, fsdp)
+    return jax.make_mesh(shape, (DATA, FSDP), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Every leaf, whole, on each device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: put(leaf, whole), tree)
+
+
+def spread(tree: PyTree, mesh: Mesh, *, smallest: int = SMALLEST) -> PyTree:
+    """A state, parameters or constants as `jit_step` wants them: leaves of `smallest` elements or more are cut along
+    `fsdp`, the others are whole on each device."""
+    return jax.tree.map(put, tree, spread_shardings(tree, mesh, smallest=smallest))
+
+
+def spread_shardings(tree: PyTree, mesh: Mesh, *, smallest: int = SMALLEST) -> PyTree:
+    """Where `spread` puts each leaf: cut at the longest of its axes that divides, the last of them where several do.
+
+    The rule is one of shapes alone, so that an optimizer's moments lie where their parameters do.
+    """
+
+    def sharding(leaf: Any) -> NamedSharding:
+        shape, parts = jnp.shape(leaf), mesh.shape[FSDP]
+        fitting = [axis for axis, size in enumerate(shape) if size % parts == 0]
+        if parts == 1 or not fitting or np.prod(shape) < smallest:
+            return NamedSharding(mesh, PartitionSpec())
+        axis = max(fitting, key=lambda axis: (shape[axis], axis))
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, FSDP))
+
+    return jax.tree.map(sharding, tree)
 
 
 def shard(batch: Batch, mesh: Mesh) -> Batch:
-    """The batch's rows spread over the mesh's `data` axis, after `pad_rows` to a multiple of its size."""
-    return jax.device_put(pad_rows(batch, mesh.shape[DATA]), NamedSharding(mesh, PartitionSpec(DATA)))
+    """The batch's rows spread over all devices of the mesh, after `pad_rows` to a multiple of their number.
+
+    Every process gives the whole batch, and of it only the rows of its own devices are copied to them.
+    """
+    rows = NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+    return jax.tree.map(lambda leaf: put(leaf, rows), pad_rows(batch, mesh.size))
+
+
+def put(leaf: Any, sharding: Any) -> Any:
+    """`jax.device_put` that also takes shardings over several processes, each of which gives the same whole leaf."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return leaf if leaf.sharding == sharding else jax.jit(lambda x: x, out_shardings=sharding)(leaf)
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        whole = put(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(whole, impl=jax.random.key_impl(leaf))
+    # Not `device_put`, which would compare what all processes hold.
+    value = np.array(leaf, dtype=jax.dtypes.canonicalize_dtype(np.asarray(leaf).dtype))
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def pad_rows(batch: Batch, multiple: int) -> Batch:
@@ -58,10 +110,22 @@ def pad_rows(batch: Batch, multiple: int) -> Batch:
     return padded
 
 
-def jit_step(step: Step, mesh: Mesh) -> Step:
-    """The step compiled for a mesh: state and constants replicated, the batch sharded by rows, the state donated."""
-    whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(DATA))
-    return jax.jit(step, in_shardings=(whole, whole, rows), out_shardings=(whole, whole), donate_argnums=0)
+def jit_step(step: Step, mesh: Mesh, *, smallest: int = SMALLEST) -> Step:
+    """The step compiled for a mesh, the state donated: state and constants lie as `spread` puts them, the batch by
+    rows. `smallest` must be what they were spread with."""
+    if mesh.shape[FSDP] == 1:
+        whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+        return jax.jit(step, in_shardings=(whole, whole, rows), out_shardings=(whole, whole), donate_argnums=0)
+
+    def constrained(tree: PyTree) -> PyTree:
+        return jax.lax.with_sharding_constraint(tree, spread_shardings(tree, mesh, smallest=smallest))
+
+    def spread_step(state, constants, batch):
+        state, metrics = step(constrained(state), constants, batch)
+        return constrained(state), metrics
+
+    # What comes in is committed, so it says itself how it lies.
+    return jax.jit(spread_step, out_shardings=(None, NamedSharding(mesh, PartitionSpec())), donate_argnums=0)
 
 
 def pmap_step(step: Step, *, axis_name: str = DATA, devices: Sequence[Any] | None = None) -> Step:

@@ -1,12 +1,17 @@
 """One stop flag, set by SIGTERM or Ctrl-C and polled by everything that loops."""
 
 import os
+import select
 import signal
+import sys
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+GRACE = 25.0  # seconds that a call into compiled code, a compilation say, may go on after the first signal
 
 
 class Stopped(Exception):
@@ -26,12 +31,19 @@ class StopFlag:
     """A context manager that turns the first SIGTERM or SIGINT into a flag; the second ends the process at once.
 
     Python runs signal handlers in the main thread alone, and not before a long call into compiled code returns; so the
-    second signal is seen by a thread that reads the descriptor to which Python writes the number of every signal.
-    Outside the main thread, where Python allows no signal handlers, the flag can still be set with `request`.
+    second signal is seen by a thread that reads the descriptor to which Python writes the number of every signal. That
+    thread also ends the process where nobody has polled the flag `GRACE` seconds after the first. Outside the main
+    thread, where Python allows no signal handlers, the flag can still be set with `request`.
+
+    `polls` counts how often it was polled and `place` says where, in words: by these it shows whether a run moves.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self.polls = 0
+        self.place = "preparing"
+        self._seen = False
+        self._agreed: Callable[[int | None], int | None] | None = None
         self._previous: dict[int, object] = {}
         self._wakeup: tuple[int, int] | None = None  # ours, and the one before it
 
@@ -39,13 +51,23 @@ class StopFlag:
         """Ask for a stop, as the signal would."""
         self.signum = signum
 
+    def agree(self, agreed: Callable[[int | None], int | None]) -> None:
+        """From now on `agreed` says at each polling, of the signal that came here, which one to stop for."""
+        self._agreed = agreed
+
+    def asked(self) -> int | None:
+        """The signal to stop for, if there is one."""
+        self.polls += 1
+        self._seen = self._seen or self.signum is not None
+        return self.signum if self._agreed is None else self._agreed(self.signum)
+
     def __bool__(self) -> bool:
-        return self.signum is not None
+        return self.asked() is not None
 
     def raise_if_set(self) -> None:
         """Raise `Stopped` if a stop was asked for."""
-        if self.signum is not None:
-            raise Stopped(self.signum)
+        if (signum := self.asked()) is not None:
+            raise Stopped(signum)
 
     def __enter__(self) -> "StopFlag":
         for signum in _SIGNALS:
@@ -78,16 +100,31 @@ class StopFlag:
         self.signum = signum
 
     def _watch(self, read: int, before: int) -> None:
-        asked = self.signum is not None
+        asked, until = self.signum, None
         with os.fdopen(read, "rb", buffering=0) as signals:
-            while number := signals.read(1):
+            while True:
+                left = None if until is None else max(0.0, until - time.monotonic())
+                if not select.select([signals], [], [], left)[0]:
+                    if not self._seen:
+                        self._leave(asked or signal.SIGTERM)
+                    until = None
+                    continue
+                if not (number := signals.read(1)):
+                    return
                 if before != -1:
                     with suppress(OSError):
                         os.write(before, number)  # whoever listened before us hears it too
                 if number[0] in _SIGNALS:
-                    if asked:
+                    if asked is not None:
                         os._exit(128 + number[0])
-                    asked = True
+                    asked, until = number[0], time.monotonic() + GRACE
+
+    def _leave(self, signum: int) -> None:
+        with suppress(OSError, ValueError):
+            name = signal.Signals(signum).name
+            told = f"{name} came {GRACE:g} seconds ago while {self.place}; leaving without another save"
+            print(f"jaxptft: {told}", file=sys.stderr, flush=True)
+        os._exit(128 + signum)
 
 
 _active: list[StopFlag] = []

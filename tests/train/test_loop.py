@@ -1,6 +1,10 @@
 """The loop on a linear model: what it decides, what it logs, and that no interruption changes either."""
 
+import errno
 import json
+import os
+import threading
+import time
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -492,13 +496,71 @@ def test_a_best_that_a_checkpoint_still_names_is_kept_and_the_others_go(linear, 
     """Scores rise at every evaluation; checkpoints come at every other one, and the last two are listed."""
     scores = iter(range(100))
     run = Run(linear, tmp_path, evaluate_every=2, checkpoint_every=4, higher_is_better=True)
-    seen = []
+    save, seen = run.best.save, []
 
-    def watched(state, constants, batch):
-        seen.append((int(state.step), run.best.steps()))
-        return linear.step(state, constants, batch)
+    def watched(step, *args):  # in the background, so in the order in which they are saved
+        save(step, *args)
+        seen.append((step, run.best.steps()))
 
-    run.go(evaluate=lambda state: {"loss": float(next(scores))}, step=watched)
-    assert dict(seen)[7] == [4, 6]  # 6 is best, but a kill now goes back to checkpoint 4
+    run.best.save = watched
+    run.go(evaluate=lambda state: {"loss": float(next(scores))})
+    assert dict(seen)[6] == [4, 6]  # 6 is best, but a kill now goes back to checkpoint 4
     assert run.checkpoints.steps() == [8, 12]
     assert run.best.steps() == [8, 12]
+
+
+def test_saving_does_not_keep_the_next_steps_from_being_taken(linear, tmp_path):
+    run, released, taken = Run(linear, tmp_path, checkpoint_every=4), threading.Event(), []
+    save = run.checkpoints.save
+
+    def slow(step, *args):
+        assert released.wait(60)
+        save(step, *args)
+
+    def counted(state, constants, batch):
+        taken.append(int(state.step))
+        if len(taken) == 7:  # two saves wait: that of step 4, and the best at no step
+            released.set()
+        return linear.step(state, constants, batch)
+
+    run.checkpoints.save = slow
+    run.go(step=counted)
+    assert run.checkpoints.steps() == [8, 12]
+
+
+def test_a_save_that_fails_ends_the_run_at_the_next_step_and_a_later_one_goes_on(linear, tmp_path):
+    whole = Run(linear, tmp_path / "whole", checkpoint_every=2).go()
+    run, taken = Run(linear, tmp_path / "run", checkpoint_every=2), []
+    save = run.checkpoints.save
+
+    def full(step, *args):
+        if step == 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk")
+        save(step, *args)
+
+    def counted(state, constants, batch):
+        taken.append(int(state.step))
+        time.sleep(0.2 if int(state.step) == 6 else 0)  # so that it has failed by the next
+        return linear.step(state, constants, batch)
+
+    run.checkpoints.save = full
+    with pytest.raises(OSError, match="No space left on device: 'disk'"):
+        run.go(step=counted)
+    assert taken[-1] == 6
+    assert run.checkpoints.steps() == [2, 4]
+    run.checkpoints.save = save
+    assert run.go().outcome() == whole.outcome()
+
+
+def test_a_save_that_fails_at_the_end_is_raised_too(linear, tmp_path):
+    run = Run(linear, tmp_path)
+
+    def full(*args):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "disk")
+
+    run.checkpoints.save = full
+    with pytest.raises(OSError, match="Read-only file system"):
+        run.go()
+    flag = train.StopFlag()
+    with pytest.raises(OSError, match="Read-only file system"):
+        run.go(batch_at=stopping_at(3, flag), stop=flag)

@@ -1,0 +1,71 @@
+"""Ends a run that is stuck, and names the process that is.
+
+A run moves while it polls its stop flag. Where that has not happened for some time the process leaves with a status of
+its own, since nothing else would end it: a collective waits for a process that is stuck elsewhere as long as that one
+lives. Of several processes, each tells the others how far it is, and the one that is the least far is named.
+"""
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+
+import jax
+
+from jaxptft.train.processes import Bulletin, is_first, own_name
+from jaxptft.train.stop import StopFlag
+
+STUCK = 70  # the exit status (EX_SOFTWARE of sysexits.h)
+
+
+class Watchdog:
+    """A context manager around what may be stuck.
+
+    Args:
+        limit: seconds without a polling of `stop`, after which the process ends. Compiling polls nothing, nor do
+            reading a batch or a step of their own, so it must be longer than the longest of them.
+    """
+
+    def __init__(self, stop: StopFlag, *, limit: float):
+        if limit <= 0:
+            raise ValueError(f"limit is {limit}; expected seconds, more than 0")
+        self._stop, self._limit = stop, limit
+        self._over = threading.Event()
+        self._bulletin = Bulletin() if jax.process_count() > 1 else None
+
+    def __enter__(self) -> "Watchdog":
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        polls, since = -1, time.monotonic()
+        while not self._over.wait(min(1.0, self._limit / 10)):
+            if self._stop.polls != polls:
+                polls, since = self._stop.polls, time.monotonic()
+                if self._bulletin is not None:
+                    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone, and JAX ends us
+                        self._bulletin.put(f"moved/{jax.process_index()}", f"{polls}|{own_name()}, {self._stop.place}")
+            elif time.monotonic() - since > self._limit:
+                self._leave(polls)
+
+    def _leave(self, polls: int) -> None:
+        told = f"{own_name()}, {self._stop.place}, has not moved for {self._limit:g} seconds"
+        if self._bulletin is not None:
+            others = (text.partition("|") for text in self._bulletin.all("moved").values())
+            behind = sorted({place for moved, _, place in others if int(moved) < polls})
+            told += f"; it waits for {', '.join(behind)}" if behind else "; no other process is behind it"
+        with contextlib.suppress(OSError, ValueError):
+            print(
+                f"jaxptft: {told}; leaving, and --resume goes on from the last checkpoint", file=sys.stderr, flush=True
+            )
+            faulthandler.dump_traceback(all_threads=True)
+        if self._bulletin is not None and is_first():
+            time.sleep(3)  # the service that the others ask is this process's
+        os._exit(STUCK)
