@@ -29,7 +29,7 @@ def prepared(environment: dict[str, str] | None = None) -> Iterator[tuple[Server
     JAXPTFT_TRIALS names a folder that stays, for a look at what went wrong.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(os.environ.get("JAXPTFT_TRIALS", scratch))
+        folder = Path(tempfile.mkdtemp(dir=os.environ.get("JAXPTFT_TRIALS", scratch)))
         cache = {"JAXPTFT_CACHE": str(folder / "cache")}
         with forking(cache | (QUICK_COMPILES if environment is None else environment)) as server:
             made = Runs(folder / "made")
