@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         return _complain(f"there is no command {name!r}{nearest(name, list(COMMANDS))}; see jaxptft --help")
     try:
-        _run(COMMANDS[name], name, flags)
+        return _run(COMMANDS[name], name, flags)
     except _MISTAKES as error:
         if os.environ.get("JAXPTFT_TRACEBACK"):
             raise
@@ -58,17 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = "; continue with --resume" if name in resumable else ""
         print(f"jaxptft: {error}{hint}", file=sys.stderr)
         return error.exit_code  # pyright: ignore[reportAttributeAccessIssue]
-    return 0
 
 
-def _run(command: Command, name: str, flags: list[str]) -> None:
+def _run(command: Command, name: str, flags: list[str]) -> int:
+    """The exit status: what the command returns where that is a number, else 0."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows each line when it is said
     # transformers advises everyone without PyTorch to install it; here that is as intended.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     module = importlib.import_module(command.module)
     config = _parse(getattr(module, command.config), name, flags)
-    getattr(module, command.run)(config)
+    result = getattr(module, command.run)(config)
+    return result if isinstance(result, int) else 0
 
 
 def _parse(kind: Any, name: str, flags: list[str]) -> Any:
@@ -77,13 +78,17 @@ def _parse(kind: Any, name: str, flags: list[str]) -> Any:
     from jaxptft.recipes.settings import build, keys, nearest, read_yaml
 
     known = keys(kind)
+    behind: dict[str, Any] = {}
+    if "command" in known and "--" in flags:  # another command line
+        place = flags.index("--")
+        behind, flags = {"command": tuple(flags[place + 1 :])}, flags[:place]
     path, flags = _take(flags, "--config")
     if path is None and "--resume" in flags and "resume" in known:
         out, _ = _take(flags, "--out")
         if out and not (Path(out) / "config.yaml").is_file():
             raise FileNotFoundError(f"{out} holds no run to resume; leave out --resume to start one")
         path = str(Path(out) / "config.yaml") if out else None
-    values = read_yaml(path) if path else {}
+    values = (read_yaml(path) if path else {}) | behind
     for given, other in (("--steps", "epochs"), ("--epochs", "steps")):  # one length in place of the other
         if any(flag.split("=")[0] == given for flag in flags):
             values.pop(other, None)
@@ -99,7 +104,7 @@ def _parse(kind: Any, name: str, flags: list[str]) -> Any:
     if values:
         required = {key: field for key, field in kind.model_fields.items() if field.is_required()}
         given = {key: str(tyro.MISSING) for key in required if key not in values}
-        checked = build(kind, {**given, **values}, source=str(path))
+        checked = build(kind, {**given, **values}, source=str(path or "the command line"))
         default = checked.model_copy(update=dict.fromkeys(given, tyro.MISSING))
     else:
         default = None

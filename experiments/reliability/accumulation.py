@@ -16,7 +16,7 @@ CLOSE = 1e-6  # of the largest entry
 # The state holds the last gradient, and no parameter moves.
 KEEP_GRADIENT = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
-    lambda gradient, state, params=None: (jax.tree.map(jnp.zeros_like, gradient), gradient),
+    lambda updates, state, params=None: (jax.tree.map(jnp.zeros_like, updates), updates),
 )
 
 
@@ -46,7 +46,7 @@ def cases() -> dict[str, Case]:
         rng.integers(0, 4, (ROWS, LENGTH)),
         -100,
     ).astype(np.int32)
-    weighted = {"class_weights": (0.1, 1.0, 10.0)}
+    weights = (0.1, 1.0, 10.0)
     return {
         "masked_lm": Case(
             objectives.masked_lm(
@@ -54,7 +54,7 @@ def cases() -> dict[str, Case]:
             )
         ),
         "classification": Case(
-            objectives.classification(of("classification", classes=3), **weighted), ("label", classes)
+            objectives.classification(of("classification", classes=3), class_weights=weights), ("label", classes)
         ),
         "next_token": Case(objectives.next_token(models.build(gpt2, "causal_lm"))),
         "regression": Case(

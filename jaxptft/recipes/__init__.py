@@ -23,6 +23,7 @@ COMMANDS = {
     ),
     "finetune": Command("jaxptft.recipes.finetune", "Config", "run", "fine-tune a model for a task"),
     "distill": Command("jaxptft.recipes.distill", "Config", "run", "distil a fine-tuned model into a smaller one"),
+    "launch": Command("jaxptft.recipes.launch", "Config", "run", "run a training in several processes, as one run"),
     "sweep": Command("jaxptft.recipes.sweep", "Config", "run", "search a recipe's values, and run the best again"),
     "plan": Command("jaxptft.recipes.plan", "Config", "run", "what of a model would train, by layer and stage"),
     "checkpoints": Command("jaxptft.recipes.checkpoints", "Config", "run", "list a run's checkpoints, and verify them"),

@@ -114,10 +114,10 @@ def run(config: Config, *, name: str = "distill", say: Callable[[str], None] = p
     Raises ValueError, FileNotFoundError or FileExistsError in one line for whatever does not fit, before the first
     step; `train.Stopped` after saving when SIGTERM or Ctrl-C asks for it.
     """
+    from jaxptft.recipes.carry_out import carry_out
     from jaxptft.recipes.distill_run import DistillRun
-    from jaxptft.recipes.training import carry_out
 
-    done = carry_out(config, lambda stop: DistillRun(config, name=name, say=say, stop=stop))
+    done = carry_out(config, say, lambda own, say, stop: DistillRun(own, name=name, say=say, stop=stop))
     work = done.work
     return Result(
         config.out,

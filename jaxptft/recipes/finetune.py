@@ -199,10 +199,10 @@ def run(config: Config, *, name: str = "finetune", say: Callable[[str], None] = 
     Raises ValueError, FileNotFoundError or FileExistsError in one line for whatever does not fit, before the first
     step; `train.Stopped` after saving when SIGTERM or Ctrl-C asks for it.
     """
+    from jaxptft.recipes.carry_out import carry_out
     from jaxptft.recipes.finetune_run import FinetuneRun
-    from jaxptft.recipes.training import carry_out
 
-    done = carry_out(config, lambda stop: FinetuneRun(config, name=name, say=say, stop=stop))
+    done = carry_out(config, say, lambda own, say, stop: FinetuneRun(own, name=name, say=say, stop=stop))
     training = done.work.training
     result = Result(
         config.out, done.found, training.trainable_count, training.parameter_count, done.seconds, done.loop.best_step

@@ -24,7 +24,7 @@ from jaxptft.recipes.tasks.labelled_rows import augmented
 from jaxptft.recipes.training import (
     Training,
     adopt,
-    choose_devices,
+    choose_mesh,
     computed_with,
     fresh_pieces,
     frozen_depth,
@@ -41,7 +41,7 @@ class FinetuneRun:
     def __init__(self, config: Config, *, name: str, say: Callable[[str], None], stop: "StopFlag"):
         self.config, self.name, self.say, self.stop = config, name, say, stop
         self.measured = Measured(config.out, resume=config.resume)
-        self.mesh = train.make_mesh(choose_devices(config.devices))
+        self.mesh = choose_mesh(config)
         self._open_model()
         self._read_data()
         stop.raise_if_set()
@@ -182,7 +182,7 @@ class FinetuneRun:
         config, checkpoint, task = self.config, self.checkpoint, self.task
         self.architecture = computed_with(checkpoint.config, dtype=config.dtype, dropout=config.dropout)
         init_rng, self.step_rng = jax.random.split(jax.random.key(config.seed))
-        fresh = jax.jit(self._learnt(None).init)(init_rng, self.batches["train"].batch_at(0))
+        fresh = train.made_spread(self._learnt(None).init, self.mesh)(init_rng, self.batches["train"].batch_at(0))
 
         kept, head = {"backbone": checkpoint.params["backbone"]}, "fresh"
         if task.head is not None and task.head in checkpoint.params:
@@ -355,7 +355,7 @@ class FinetuneRun:
             config.out / "model",
             self.checkpoint,
             fields=with_settings(task.fields, settings, source=self.checkpoint.extras.fields),
-            params=jax.tree.map(np.asarray, {key: model[key] for key in saved}),
+            params=train.to_host({key: model[key] for key in saved}),
             labels=None if task.names is None else list(task.names),
             tokenizer_from=self.model_folder,
             overwrite=True,

@@ -69,7 +69,7 @@ class Probe:
 
     def compare(self, params: objectives.Params) -> Comparison:
         """The model as it is now, beside the original; `params` may hold more than the original has."""
-        after = jax.device_get(_like(params["backbone"], self._backbone))
+        after = train.to_host(_like(params["backbone"], self._backbone))
         moved = drift({"backbone": after}, {"backbone": self._backbone}, by=piece_of)
         (whole,) = drift({"backbone": after}, {"backbone": self._backbone}, by=lambda path: "backbone").values()
         features, loss = self._read(after)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxptft import train
 from jaxptft.data.cache import publish, read_manifest
 from jaxptft.recipes.run_folder import check_same
 
@@ -33,14 +34,19 @@ class Measured:
         """
         folder = self._folder / name
         kept = read_manifest(folder, {"name": name}) if self._resume else None  # damaged: it is measured anew
-        if kept is None:
+        if not train.value_from_first(kept is not None):
             found = jax.tree.map(np.asarray, measure())
             self._fresh[name] = made_of, found
             return found
-        check_same({name: kept.get("made_of")}, {name: made_of}, self._out)
-        with np.load(folder / _FILE, allow_pickle=False) as arrays:
-            leaves = [arrays[f"leaf_{number}"] for number in range(len(arrays.files))]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+        leaves = None
+        if kept is not None:
+            check_same({name: kept.get("made_of")}, {name: made_of}, self._out)
+            with np.load(folder / _FILE, allow_pickle=False) as arrays:
+                leaves = [arrays[f"leaf_{number}"] for number in range(len(arrays.files))]
+        # Of several processes the first alone has the folder.
+        shapes = train.value_from_first(leaves and [(leaf.shape, leaf.dtype.str) for leaf in leaves])
+        leaves = leaves or [np.zeros(shape, dtype) for shape, dtype in shapes]
+        return jax.tree.unflatten(jax.tree.structure(like), train.from_first(leaves))
 
     def keep(self) -> None:
         """Write what was measured; to be called when the folder is the run's, and before its first checkpoint."""

@@ -164,8 +164,8 @@ def run(config: Config, *, name: str = "pretrain", say: Callable[[str], None] = 
     Raises ValueError, FileNotFoundError or FileExistsError in one line for whatever does not fit, before the first
     step; `train.Stopped` after saving when SIGTERM or Ctrl-C asks for it.
     """
+    from jaxptft.recipes.carry_out import carry_out
     from jaxptft.recipes.pretrain_run import PretrainRun
-    from jaxptft.recipes.training import carry_out
 
-    done = carry_out(config, lambda stop: PretrainRun(config, name=name, say=say, stop=stop))
+    done = carry_out(config, say, lambda own, say, stop: PretrainRun(own, name=name, say=say, stop=stop))
     return Result(config.out, done.found, done.seconds, done.loop.best_step, int(done.work.training.state.step))

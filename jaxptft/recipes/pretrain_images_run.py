@@ -21,7 +21,7 @@ from jaxptft.recipes.training import (
     LAST,
     Training,
     adopt,
-    choose_devices,
+    choose_mesh,
     computed_with,
     fresh_pieces,
     frozen_depth,
@@ -40,7 +40,7 @@ class PretrainImagesRun:
 
     def __init__(self, config: Config, *, name: str, say: Callable[[str], None], stop: "StopFlag"):
         self.config, self.say, self.stop = config, say, stop
-        self.mesh = train.make_mesh(choose_devices(config.devices))
+        self.mesh = choose_mesh(config)
         self.measured = Measured(config.out, resume=config.resume)
         self._read_data()
         self._open_model()
@@ -181,7 +181,7 @@ class PretrainImagesRun:
                 say=self.say,
                 stop=stop,
             )
-        fresh = jax.jit(self._objective(None).init)(init_rng, example)
+        fresh = train.made_spread(self._objective(None).init, self.mesh)(init_rng, example)
         kept: dict[str, Any] = {}
         if self.checkpoint is None:
             self.origin = f"{self.family} from scratch"
@@ -239,7 +239,7 @@ class PretrainImagesRun:
         evaluation = training.evaluate(state, "eval")
         found = evaluation.metrics | {"pretraining/loss": _total(evaluation.metrics)}
         metrics = {name: value for name, value in found.items() if np.isfinite(value)}
-        params = jax.tree.map(np.asarray, state.params)
+        params = train.to_host(state.params)
         self._save(params)
         facts = {**training.facts(loop), **self.facts}
         text = reports.save_metrics(out, metrics, facts, heading="held-out images")

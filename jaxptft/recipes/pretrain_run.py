@@ -20,7 +20,7 @@ from jaxptft.recipes.training import (
     LAST,
     Training,
     adopt,
-    choose_devices,
+    choose_mesh,
     computed_with,
     dropouts_of,
     fresh_pieces,
@@ -75,7 +75,7 @@ class PretrainRun:
 
     def __init__(self, config: Config, *, name: str, say: Callable[[str], None], stop: "StopFlag"):
         self.config, self.say = config, say
-        self.mesh = train.make_mesh(choose_devices(config.devices))
+        self.mesh = choose_mesh(config)
         self._open_model()
         self._read_data()
         stop.raise_if_set()
@@ -271,7 +271,7 @@ class PretrainRun:
         config = self.config
         init_rng, self.step_rng = jax.random.split(jax.random.key(config.seed))
         example = self.batches["train"].batch_at(0)
-        fresh = jax.jit(self._objective(None).init)(init_rng, example)
+        fresh = train.made_spread(self._objective(None).init, self.mesh)(init_rng, example)
         heads = _HEADS[config.objective]
         kept: dict[str, Any] = {}
         if self.checkpoint is None:
@@ -356,7 +356,7 @@ class PretrainRun:
         evaluation = training.evaluate(state, "eval")
         found = evaluation.metrics | language_metrics(evaluation.metrics)
         metrics = {name: value for name, value in found.items() if np.isfinite(value)}
-        params = jax.tree.map(np.asarray, state.params)
+        params = train.to_host(state.params)
         own = {key: params[key] for key in params if key not in ("generator", "projector")}
         self._save(out / "model", self.saved_architecture, own)
         if "generator" in params:

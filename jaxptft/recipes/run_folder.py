@@ -27,7 +27,10 @@ _OWN_FILES = (
     *("metrics.jsonl", "speed.jsonl", "report.json", "report.txt", "history.png", "forgetting.png"),
     *("confusion_*.png", "predictions_*.png"),
 )
-_MAY_CHANGE = ("out", "resume", "overwrite", "checkpoint_every", "keep_checkpoints", "steps", "epochs")
+_MAY_CHANGE = (
+    *("out", "resume", "overwrite", "checkpoint_every", "keep_checkpoints", "steps", "epochs"),
+    *("devices", "fsdp", "parallel", "stuck_after"),  # where it runs; the last bits may differ, which is said
+)
 _READ = (
     *("model", "teacher", "student", "train", "eval", "test", "corpus", "eval_corpus", "tokenizer"),
     *("adaptation.target", "auxiliary.corpus", "ewc.corpus", "forgetting.corpus"),

@@ -1,16 +1,15 @@
 """One run's learning, whatever is learnt: state, step, loop, evaluation, checkpoints, and going on after a stop."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import fields, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 
 from jaxptft import convert, data, optim, train
 from jaxptft.objectives import Objective, Params
-from jaxptft.recipes import run_folder, runtime, training_plan
+from jaxptft.recipes import run_folder, training_plan, training_state
 from jaxptft.recipes.training_plan import STILL
 from jaxptft.recipes.training_settings import LearningSettings, total_steps
 
@@ -115,7 +114,7 @@ class Training:
         )
         self._evaluator = train.make_evaluator(self.objective)
         self._place = lambda batch: train.shard(batch, mesh)
-        self._constants = train.replicate(constants, mesh)
+        self._constants = train.spread(constants, mesh)
         folder = config.out / "checkpoints"
         self._checkpoints = train.CheckpointStore(folder, keep=config.keep_checkpoints)
         self._best = train.CheckpointStore(folder / "best", keep=None)
@@ -133,8 +132,9 @@ class Training:
         self.parameter_count = sum(leaf.size for leaf in jax.tree.leaves(params))
         self.trainable_count = training_plan.count_trainable(params, self.plan.mask(steps - 1))
         first = batches["train"].batch_at(0)
-        state = train.create_state(self.objective, self.optimizer, params, first, trainable=self.plan.ever, rng=rng)
-        self.state = train.replicate(state, mesh)
+        self.state = training_state.first_state(
+            self.objective, self.optimizer, params, first, trainable=self.plan.ever, rng=rng, mesh=mesh
+        )
         for begin in set(self.plan.stages) - set(self._objectives):
             pieces = ", ".join(training_plan.unfrozen_at(self.plan, begin))
             say(f"note: {pieces} would be unfrozen at step {begin}, and the run ends at {steps}")
@@ -167,17 +167,24 @@ class Training:
         loop = train.LoopState()
         for store in (self._checkpoints, self._best):
             store.clean()  # first, since it completes a save that was killed in the middle of a replacement
-        if self.config.resume and self._checkpoints.steps():
+        if train.value_from_first(self.config.resume and bool(self._checkpoints.steps())):
             loop = self._restore()
         self._prepare()
         self.journal.rewind(int(self.state.step))
+        if jax.process_count() > 1:
+            self.stop.agree(train.Agreement(train.Bulletin()))
 
         def judged(state: train.State) -> dict[str, float]:
             evaluation = self.evaluate(state, "eval")
             found = evaluation.metrics | self._judge(evaluation)
             return found if self._watch is None else found | self._watch(state)
 
-        with train.Progress(self.name, self.schedule.steps) as progress:
+        with ExitStack() as around:
+            progress = train.Progress(self.name, self.schedule.steps) if train.is_first() else None
+            if progress is not None:
+                around.enter_context(progress)
+            if self.config.stuck_after is not None:
+                around.enter_context(train.Watchdog(self.stop, limit=self.config.stuck_after))
             self.state, loop = train.fit(
                 self._stages(),
                 self.state,
@@ -192,7 +199,7 @@ class Training:
                 meta={
                     "config": self.config.model_dump(mode="json"),
                     "identity": self._identity,
-                    "environment": run_folder.environment(),
+                    "environment": self._environment(),
                     "steps": self.schedule.steps,
                 },
                 learning_rate=self.learning_rate,
@@ -220,23 +227,26 @@ class Training:
         if loop.best is None:
             raise FloatingPointError(f"no evaluation gave a finite {self.schedule.monitor}; there is no best model")
         like = train.Best(self.state.params, self.state.objective_state)
-        _, best, _ = self._best.restore(like, step=loop.best_step)
+        best, _ = train.restore(self._best, like, step=loop.best_step)
         params = self.objective.finish(best.params, best.objective_state)
         return self.state._replace(params=params, objective_state=best.objective_state)
 
     def _restore(self) -> train.LoopState:
         out = self.config.out
-        # Before the arrays: another model would differ in their shapes, and say less.
-        with suppress(train.DamagedCheckpoint):  # which restoring passes over
-            meta = self._checkpoints.read_meta(self._checkpoints.steps()[-1])
-            run_folder.check_same(meta["identity"], self._identity, out)
-        step, self.state, meta = self._checkpoints.restore(self.state)
+        if train.is_first():
+            # Before the arrays: another model would differ in their shapes, and say less.
+            with suppress(train.DamagedCheckpoint):  # which restoring passes over
+                meta = self._checkpoints.read_meta(self._checkpoints.steps()[-1])
+                run_folder.check_same(meta["identity"], self._identity, out)
+        newest = train.newest_whole(self._checkpoints, self._best) if train.is_first() else None
+        step, best_is_good = train.value_from_first(newest)
+        self.state, meta = train.restore(self._checkpoints, self.state, step=step)
         run_folder.check_same(meta["identity"], self._identity, out)
         self._checkpoints.retire(step)
-        for name, value in run_folder.environment().items():
-            if meta["environment"].get(name) != value:
+        for name, value in self._environment().items():
+            if name in meta["environment"] and meta["environment"][name] != value:
                 self.say(
-                    f"note: {name} was {meta['environment'].get(name)} when the checkpoint was written and is {value} "
+                    f"note: {name} was {meta['environment'][name]} when the checkpoint was written and is {value} "
                     "now; results may differ in the last bits"
                 )
         planned = meta.get("steps", self.schedule.steps)
@@ -246,7 +256,22 @@ class Training:
                 "learning rate is that of the new length"
             )
         self.say(f"resuming {out} at step {step}")
-        return train.LoopState(**meta["loop"])
+        loop = train.LoopState(**meta["loop"])
+        return loop if best_is_good else self._without_best(loop, step)
+
+    def _without_best(self, loop: train.LoopState, step: int) -> train.LoopState:
+        """The best model is damaged: if it is this step's it is saved again, else the next evaluation finds one."""
+        if loop.best_step != step:
+            self.say(f"note: the best model, of step {loop.best_step}, is damaged; the best is chosen anew")
+            return replace(loop, best=None, best_step=-1, evaluated_step=-1)
+        copied = train.copied_to_host(train.Best(self.state.params, self.state.objective_state))
+        if train.is_first():
+            self._best.save(step, copied, {})
+        return loop
+
+    def _environment(self) -> dict[str, Any]:
+        mesh = {"data": self.mesh.shape["data"], "fsdp": self.mesh.shape["fsdp"]}
+        return run_folder.environment() | {"mesh": mesh, "processes": jax.process_count()}
 
     def _stages(self) -> list[train.Stage]:
         axis_name = "data" if self.config.parallel == "pmap" else None
@@ -282,54 +307,17 @@ def _by_stage(
     return found
 
 
-class Work(Protocol):
-    """A recipe's run, built whole: what is learnt, and what is made of the best model."""
-
-    training: Training
-
-    def finish(self, loop: train.LoopState) -> Any: ...
-
-
-class Done(NamedTuple):
-    """A run that has come to its end; `found` is what `finish` returned."""
-
-    work: Any
-    loop: train.LoopState
-    found: Any
-    seconds: float  # of training, evaluations included; of this process
-
-
-def carry_out(config: LearningSettings, build: Callable[[train.StopFlag], Work]) -> Done:
-    """Build a run, take its folder, train, and finish, so that a mistake costs nothing and a stop can be resumed.
-
-    Raises what `build` and `run_folder` refuse, before the first step; `train.Stopped` after saving when SIGTERM or
-    Ctrl-C asks for it.
-    """
-    runtime.keep_compiled_programs()
-    claim = {"resume": config.resume, "overwrite": config.overwrite}
-    run_folder.check(config.out, config, **claim)
-    with train.StopFlag() as stop:
-        try:
-            work = build(stop)
-        except train.Stopped:
-            run_folder.claim(config.out, config, **claim)  # so that --resume finds what to do
-            raise
-        work.training.refuse_shorter()
-        # Only now: a mistake in the data or the model must neither take the folder nor cost the run that is in it.
-        run_folder.claim(config.out, config, **claim)
-        with run_folder.lock(config.out):
-            began = time.perf_counter()
-            loop = work.training.run()
-            seconds = time.perf_counter() - began
-            return Done(work, loop, work.finish(loop), seconds)
-
-
-def choose_devices(count: int | None) -> list[Any]:
-    """The first `count` devices of this machine (None: all); ValueError where it shows fewer."""
-    devices = jax.devices()
-    if count is not None and count > len(devices):
-        raise ValueError(f"devices is {count}, but this machine shows {len(devices)}")
-    return devices[:count]
+def choose_mesh(config: LearningSettings) -> Any:
+    """The devices that a run uses, of all its processes; ValueError where the machine or the values do not allow it."""
+    devices, processes = jax.devices(), jax.process_count()
+    if config.devices is not None and processes > 1:
+        raise ValueError(f"devices is {config.devices}, but {processes} processes use all of theirs; leave it out")
+    if config.devices is not None and config.devices > len(devices):
+        raise ValueError(f"devices is {config.devices}, but this machine shows {len(devices)}")
+    if config.parallel == "pmap" and (processes > 1 or config.fsdp > 1):
+        told = f"{processes} processes" if processes > 1 else f"fsdp={config.fsdp}"
+        raise ValueError(f"parallel is pmap, which does not go with {told}; leave it out")
+    return train.make_mesh(devices[: config.devices], fsdp=config.fsdp)
 
 
 def frozen_depth(trainable: Any, config: Any) -> int | None:

@@ -150,6 +150,10 @@ class LearningSettings(PlanSettings):
     parallel: Literal["jit", "pmap"] = "jit"
     devices: int | None = Field(default=None, ge=1)
     """how many devices to use (default: all)"""
+    fsdp: int = Field(default=1, ge=1)
+    """over how many devices each copy of parameters and optimizer is cut: for models that one cannot hold"""
+    stuck_after: float | None = Field(default=None, gt=0)
+    """seconds without a step or batch of evaluation after which the process ends; longer than compiling takes"""
     allow_bin: bool = False
     """read pytorch_model.bin (never through a raw unpickle)"""
     allow_unused: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
 """How a model learns: the step, the same on any number of devices, and the loop around it."""
 
+from jaxptft.train.background import copied_to_host
 from jaxptft.train.checkpoint import CheckpointStore, DamagedCheckpoint, fingerprint, verify
 from jaxptft.train.evaluate import Evaluation, evaluate, make_evaluator
 from jaxptft.train.fisher import diagonal_fisher, drawn_labels
@@ -7,6 +8,7 @@ from jaxptft.train.journal import Journal
 from jaxptft.train.loop import Best, LoopState, Schedule, Stage, fit
 from jaxptft.train.parallel import (
     jit_step,
+    made_spread,
     make_mesh,
     pad_rows,
     pmap_step,
@@ -21,11 +23,12 @@ from jaxptft.train.processes import (
     connect,
     from_first,
     is_first,
+    missing_processes,
     to_host,
     value_from_first,
 )
 from jaxptft.train.progress import Progress
-from jaxptft.train.restore import restore
+from jaxptft.train.restore import newest_whole, restore
 from jaxptft.train.state import State, create_state
 from jaxptft.train.step import make_step
 from jaxptft.train.stop import StopFlag, Stopped
@@ -48,6 +51,7 @@ __all__ = [
     "Stopped",
     "Watchdog",
     "connect",
+    "copied_to_host",
     "create_state",
     "diagonal_fisher",
     "drawn_labels",
@@ -57,9 +61,12 @@ __all__ = [
     "from_first",
     "is_first",
     "jit_step",
+    "made_spread",
     "make_evaluator",
     "make_mesh",
     "make_step",
+    "missing_processes",
+    "newest_whole",
     "pad_rows",
     "pmap_step",
     "replicate",

@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -89,20 +89,13 @@ class CheckpointStore:
             for old in [listed for listed in self.steps() if listed <= step][: -self.keep]:
                 _remove(self._doom(self._path(old)))
 
-    def restore(
-        self,
-        like: PyTree,
-        *,
-        step: int | None = None,
-        accept: Callable[[dict[str, Any]], None] = lambda meta: None,
-    ) -> tuple[int, PyTree, dict[str, Any]]:
+    def restore(self, like: PyTree, *, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]]:
         """The newest undamaged checkpoint (or the one of `step`) as `(step, tree, meta)`.
 
         `like` gives the structure, shapes, dtypes and shardings that are expected; a difference is a ValueError that
         names the leaf. Where it holds NumPy's arrays, or shapes alone, NumPy's come back. A damaged checkpoint is
-        passed over with a warning that names the file, unless `step` asked for it; so is one whose meta `accept`
-        refuses with DamagedCheckpoint. Raises FileNotFoundError when there is none, and DamagedCheckpoint when none is
-        good.
+        passed over with a warning that names the file, unless `step` asked for it. Raises FileNotFoundError when there
+        is none, and DamagedCheckpoint when none is good.
         """
         candidates = [step] if step is not None else self.steps()[::-1]
         if not candidates or (step is not None and step not in self.steps()):
@@ -115,7 +108,6 @@ class CheckpointStore:
             try:
                 verify(path)
                 meta = self.read_meta(candidate)
-                accept(meta)
             except DamagedCheckpoint as error:
                 if step is not None:
                     raise
@@ -205,9 +197,19 @@ def fingerprint(tree: PyTree) -> str:
     return digest.hexdigest()
 
 
-def _write_arrays(path: Path, tree: PyTree) -> None:
+def _checkpointer() -> Any:
+    """Orbax's, which would wait for all processes of a run to call it; only one does."""
     import orbax.checkpoint as ocp
 
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _write_arrays(path: Path, tree: PyTree) -> None:
     nested: dict[str, Any] = {}
     for names, leaf in _named_leaves(tree):
         node = nested
@@ -215,13 +217,13 @@ def _write_arrays(path: Path, tree: PyTree) -> None:
             node = node.setdefault(_escaped(name), {})
         node[_escaped(names[-1])] = _stored(leaf)
     with _named(path), _os_errors(path):
-        ocp.PyTreeCheckpointer().save(path, nested)
+        _checkpointer().save(path, nested)
 
 
 def _read_arrays(path: Path, like: PyTree) -> PyTree:
     import orbax.checkpoint as ocp
 
-    reader = ocp.PyTreeCheckpointer()
+    reader = _checkpointer()
     metadata: Any = reader.metadata(path).item_metadata
     restore_args = jax.tree.map(
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree, is_leaf=lambda node: hasattr(node, "shape")

@@ -64,6 +64,16 @@ def spread_shardings(tree: PyTree, mesh: Mesh, *, smallest: int = SMALLEST) -> P
     return jax.tree.map(sharding, tree)
 
 
+def made_spread(make: Callable[..., PyTree], mesh: Mesh, *, smallest: int = SMALLEST) -> Callable[..., PyTree]:
+    """`make`, a pure function, compiled to return what `spread` would: no device ever holds all of it."""
+
+    def run(*arguments: Any) -> PyTree:
+        shardings = spread_shardings(jax.eval_shape(make, *arguments), mesh, smallest=smallest)
+        return jax.jit(make, out_shardings=shardings)(*arguments)
+
+    return jax.jit(make) if mesh.shape[FSDP] == 1 else run
+
+
 def shard(batch: Batch, mesh: Mesh) -> Batch:
     """The batch's rows spread over all devices of the mesh, after `pad_rows` to a multiple of their number.
 

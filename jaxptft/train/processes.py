@@ -131,6 +131,18 @@ class Agreement:
         return self._place[1] if self._place is not None and self._count >= self._place[0] else None
 
 
+def missing_processes() -> list[int]:
+    """Those of all processes that no longer answer, once it is known; this takes as long as `HEARTBEAT`."""
+    from jax._src import distributed
+
+    every = list(range(jax.process_count()))
+    client: Any = distributed.global_state.client
+    try:
+        return sorted(set(every) - set(client.get_live_nodes(every)))
+    except jax.errors.JaxRuntimeError:  # it ran on the first
+        return [0]
+
+
 def own_name() -> str:
     """This process in words, for a message."""
     return f"process {jax.process_index()} ({socket.gethostname()}, pid {os.getpid()})"
