@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,19 @@ LIMIT = 300  # seconds that a run may take by itself
 
 
 @contextmanager
-def prepared(environment: dict[str, str] | None = None) -> Iterator[tuple[Server, Runs]]:
-    """A server, and the command lines with all that they read; programs and tokens are kept in a folder of their own.
+def prepared(environment: Mapping[str, str], *, models: Sequence[str]) -> Iterator[tuple[Server, Runs]]:
+    """A server, and the command lines with what they read, of the models those that are named.
 
     JAXPTFT_TRIALS names a folder that stays, for a look at what went wrong.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(tempfile.mkdtemp(dir=os.environ.get("JAXPTFT_TRIALS", scratch)))
         cache = {"JAXPTFT_CACHE": str(folder / "cache")}
-        with forking(cache | (QUICK_COMPILES if environment is None else environment)) as server:
+        with forking({**environment, **cache}) as server:
             made = Runs(folder / "made")
             for name, (words, flags) in made.models.items():
-                finish(server, runs.line(words, flags, made.folder / name))
+                if name in models:
+                    finish(server, runs.line(words, flags, made.folder / name))
             yield server, made
 
 
@@ -58,7 +59,7 @@ def kills(trials: Trials, lane: str) -> None:
     rng = random.Random(0)
     each, seconds = (20 if lane == "full" else 4), {}
     made_of: dict[str, dict[str, Any]] = {}
-    with prepared() as (server, made):
+    with prepared(QUICK_COMPILES, models=("encoder", "teacher") if lane == "full" else ("encoder",)) as (server, made):
         for name in made.lines if lane == "full" else FAST:
             words, flags = made.lines[name]
             whole = made.folder / "whole"

@@ -1,21 +1,26 @@
 """What differs on resume is refused by its name, in one line: every value of a config, and what a run reads."""
 
+import contextlib
+import io
 import json
 import random
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from forked.processes import QUICK_COMPILES, Server
+from forked.processes import QUICK_COMPILES
 from kills import finish, prepared
 from pydantic import BaseModel
 from tiny import runs
+from tiny.runs import Runs
 from trials import Trials, main
 
+from jaxptft import cli
 from jaxptft.recipes import distill, finetune, pretrain, pretrain_images, run_folder
 
 CONFIGS: dict[str, Any] = {
@@ -72,14 +77,14 @@ def changed(values: dict[str, Any], key: str, kind: Any, rng: random.Random) -> 
     return copy
 
 
-def resume_with(server: Server, command: str, folder: Path, values: dict[str, Any]) -> tuple[int | None, str]:
-    """Exit status and complaint of a resume with these values."""
-    file = folder.with_name("changed.yaml")
+def resume_with(command: str, out: Path, values: dict[str, Any]) -> tuple[int, str]:
+    """Exit status and complaint of a resume with these values, in this process: it is refused before it computes."""
+    file = out.with_name("changed.yaml")
     file.write_text(yaml.safe_dump(values))
-    started = server.call(runs.__file__, "command", *command.split(), "--config", file, "--resume")
-    _, said = started.communicate(300)
-    started.close()
-    return started.returncode, said
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        status = cli.main([*command.split(), "--config", str(file), "--resume"])
+    return status, told.getvalue()
 
 
 def is_refusal(status: int | None, said: str, *named: str) -> bool:
@@ -92,14 +97,16 @@ def is_refusal(status: int | None, said: str, *named: str) -> bool:
 def config_values(trials: Trials, lane: str) -> None:
     """Each key changed alone: refused by its name, or among those that may."""
     rng = random.Random(0)
-    with prepared(dict(QUICK_COMPILES)) as (server, made):
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Runs(Path(scratch, "made"))
         for command, kind in CONFIGS.items():
             words, flags = made.lines[RUN_OF[command]]
             out = made.folder / f"run-{command.replace(' ', '-')}"
-            finish(server, runs.line(words, {**flags, "steps": 1}, out))
+            given = runs.line(words, flags, out)[len(words.split()) :]
+            run_folder.claim(out, cli._parse(kind, command, given), resume=False, overwrite=False)
             recorded = yaml.safe_load((out / "config.yaml").read_text())
             keys = [(key, of) for key, of in leaves(kind) if key not in FORMS]
-            for key, of in keys if lane == "full" else rng.sample(keys, 6):
+            for key, of in keys if lane == "full" else rng.sample(keys, 10):
                 values = changed(recorded, key, of, rng)
                 if key in run_folder._MAY_CHANGE:
                     if key == "epochs":
@@ -107,12 +114,12 @@ def config_values(trials: Trials, lane: str) -> None:
                     complaint = accepted(kind, out, values)
                     trials.check(not complaint, f"{command}, {key} may change: {complaint}", of="may change")
                     continue
-                status, said = resume_with(server, command, out, values)
-                named = is_refusal(status, said, key, f"--{key.replace('_', '-')}") or (
-                    # A value that does not go with the others is refused as in any run, by the name of one of the two.
-                    is_refusal(status, said, key.split(".")[-1], key.split(".")[0])
-                )
-                trials.check(named, f"{command}, {key}: status {status}, {said}", of=f"{command}, refused")
+                status, said = resume_with(command, out, values)
+                named = is_refusal(status, said, f"error: {key} is ")
+                # A value that does not go with the others is refused as in any run, by the name of one of the two.
+                alone = is_refusal(status, said, *kind.model_fields)
+                how = "refused on resume" if named else "refused in any run"
+                trials.check(named or alone, f"{command}, {key}: status {status}, {said}", of=how)
 
 
 def accepted(kind: Any, out: Path, values: dict[str, Any]) -> str:
@@ -205,8 +212,8 @@ READ: tuple[Read, ...] = (
 
 def what_is_read(trials: Trials, lane: str) -> None:
     """A run of copies, one of which is changed before it goes on."""
-    with prepared(dict(QUICK_COMPILES)) as (server, made):
-        for name, flag, edit, expected in READ if lane == "full" else READ[3:16:6]:
+    with prepared(QUICK_COMPILES, models=("encoder", "teacher") if lane == "full" else ("encoder",)) as (server, made):
+        for name, flag, edit, expected in READ if lane == "full" else READ[3:14:5]:
             words, flags = made.lines[name]
             copy, out = made.folder / "copy", made.folder / "run"
             for place in (copy, out):

@@ -27,6 +27,14 @@ def write_corpus(path: Path, *, documents: int, seed: int) -> Path:
     return path
 
 
+def write_uneven(path: Path, *, documents: int, seed: int) -> Path:
+    """Documents of 1 to 8 words, one a line."""
+    rng = np.random.default_rng(seed)
+    lines = (sentence.split()[: rng.integers(1, 9)] for sentence in sentences(documents, seed))
+    path.write_text("".join(" ".join(words) + "\n" for words in lines))
+    return path
+
+
 def write_classes(path: Path, *, rows: int, seed: int) -> Path:
     """The class is the word, good or bad."""
     texts = sentences(rows, seed)
