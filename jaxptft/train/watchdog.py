@@ -57,15 +57,15 @@ class Watchdog:
 
     def _leave(self, polls: int) -> None:
         told = f"{own_name()}, {self._stop.place}, has not moved for {self._limit:g} seconds"
+        behind: list[str] = []
         if self._bulletin is not None:
             others = (text.partition("|") for text in self._bulletin.all("moved").values())
             behind = sorted({place for moved, _, place in others if int(moved) < polls})
             told += f"; it waits for {', '.join(behind)}" if behind else "; no other process is behind it"
+        told += "; continue with --resume from the last checkpoint"
         with contextlib.suppress(OSError, ValueError):
-            print(
-                f"jaxptft: {told}; leaving, and --resume goes on from the last checkpoint", file=sys.stderr, flush=True
-            )
+            print(f"jaxptft: {told}", file=sys.stderr, flush=True)
             faulthandler.dump_traceback(all_threads=True)
-        if self._bulletin is not None and is_first():
-            time.sleep(3)  # the service that the others ask is this process's
+        if self._bulletin is not None and (is_first() or not behind):
+            time.sleep(3)  # the others ask the first's service, and would call a process that has left lost, not stuck
         os._exit(STUCK)

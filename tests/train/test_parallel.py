@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from jaxptft import train
 from jaxptft.train.parallel import DATA
@@ -77,3 +78,70 @@ def test_the_gradient_crosses_devices_in_one_all_reduce(tiny):
     assert "all-gather" not in program
     reduces = [line for line in program.splitlines() if " all-reduce(" in line]
     assert len([line for line in reduces if line.count("f32[") > 10]) == 1
+
+
+# Fully sharded data parallelism
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
+def test_leaves_are_cut_at_the_longest_axis_that_divides(fsdp):
+    mesh = train.make_mesh(fsdp=fsdp)
+    tree = {"table": np.zeros((30, 16)), "square": np.zeros((64, 64)), "odd": np.zeros((7, 9)), "small": np.zeros(8)}
+    specs = {name: found.spec for name, found in train.spread_shardings(tree, mesh, smallest=60).items()}
+    if fsdp == 1:
+        assert set(specs.values()) == {PartitionSpec()}
+        return
+    # 30 rows go into halves alone
+    table = PartitionSpec("fsdp") if fsdp == 2 else PartitionSpec(None, "fsdp")
+    assert specs == {
+        "table": table,
+        "square": PartitionSpec(None, "fsdp"),
+        "odd": PartitionSpec(),
+        "small": PartitionSpec(),
+    }
+
+
+def test_each_device_holds_its_share_of_parameters_and_moments(tiny):
+    mesh = train.make_mesh(fsdp=8)
+    state = train.create_state(
+        tiny.objective, tiny.optimizer, tiny.params, tiny.batch, trainable=tiny.everything, rng=jax.random.key(2)
+    )
+    spread = train.spread(state, mesh, smallest=64)
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    device = jax.devices()[3]
+    held = sum(
+        shard.data.nbytes
+        for leaf in jax.tree.leaves((spread.params, spread.opt_state))
+        for shard in leaf.addressable_shards
+        if shard.device == device
+    )
+    assert held < 0.25 * total  # a tiny model has many leaves below 64 elements
+    assert train.fingerprint(spread) == train.fingerprint(state)
+
+
+@pytest.mark.parametrize("fsdp", [2, 8])
+def test_sixty_steps_with_the_state_cut_follow_sixty_with_it_whole(tiny, fsdp):
+    found = {}
+    for parts in (1, fsdp):
+        mesh = train.make_mesh(fsdp=parts)
+
+        def make(params, batch, rng):
+            return train.create_state(tiny.objective, tiny.optimizer, params, batch, trainable=tiny.everything, rng=rng)
+
+        state = train.made_spread(make, mesh, smallest=64)(tiny.params, tiny.batch, jax.random.key(2))
+        step = train.make_step(tiny.objective, tiny.optimizer, trainable=tiny.everything)
+        compiled = train.jit_step(step, mesh, smallest=64)
+        batch, losses = train.shard(tiny.batch, mesh), []
+        before = jax.tree.map(lambda leaf: leaf.sharding, state)
+        for _ in range(60):
+            state, metrics = compiled(state, None, batch)
+            losses.append(float(metrics["loss"].total))
+        assert jax.tree.map(lambda leaf: leaf.sharding, state) == before
+        found[parts] = losses
+    np.testing.assert_allclose(found[fsdp], found[1], rtol=1e-5)
+    assert found[1][-1] < found[1][0]
+
+
+def test_a_mesh_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="fsdp is 3, which does not divide 8 devices"):
+        train.make_mesh(fsdp=3)

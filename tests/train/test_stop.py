@@ -153,3 +153,33 @@ def test_the_second_signal_ends_the_process_at_once(script, signum):
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@pytest.mark.parametrize("polled", [False, True])
+def test_what_does_not_return_after_the_first_signal_is_left_unless_the_flag_was_seen(polled):
+    script = IN_COMPILED_CODE.replace("with StopFlag():", "from jaxptft.train import stop\nwith StopFlag() as flag:")
+    script = script.replace('print("set"', 'stop.GRACE = 1.0\n    print("set"')
+    if polled:  # someone knows, and may be saving
+        script = script.replace("    compiled(", "    import time\n    while not flag: pass\n    time.sleep(3)\n    #")
+    process = child(script)
+    try:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "set\n"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == (0 if polled else 143)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_polls_are_counted_and_others_may_decide():
+    flag = StopFlag()
+    asked = []
+    flag.agree(lambda own: asked.append(own) or (15 if len(asked) == 3 else None))
+    assert not flag
+    flag.request(signal.SIGINT)
+    flag.raise_if_set()  # it came here, and the others are not there yet
+    with pytest.raises(Stopped) as caught:
+        flag.raise_if_set()
+    assert (asked, caught.value.exit_code, flag.polls) == ([None, signal.SIGINT, signal.SIGINT], 143, 3)
