@@ -28,7 +28,7 @@ class Case(NamedTuple):
 
 
 def cases() -> dict[str, Case]:
-    shape: dict[str, Any] = {"vocab_size": VOCAB, "width": 16, "layers": 2, "heads": 2, "mlp_width": 24}
+    shape: dict[str, Any] = {"vocab_size": VOCAB, "width": 16, "layers": 1, "heads": 2, "mlp_width": 24}
     bert = models.BertConfig(**shape, positions=LENGTH, dropout=0.0, attention_dropout=0.0)
     gpt2 = models.Gpt2Config(
         **{name: value for name, value in shape.items() if name != "mlp_width"}, positions=LENGTH, dropout=0.0
@@ -89,6 +89,7 @@ def drawn_batch(rng: np.random.Generator, case: Case) -> dict[str, np.ndarray]:
 
 def accumulation(trials: Trials, lane: str) -> None:
     worst: dict[str, float] = {}
+    jax.config.update("jax_disable_most_optimizations", lane == "fast")  # compiling takes most of the time
     for name, case in cases().items():
         rng = np.random.default_rng(0)
         first = drawn_batch(rng, case)

@@ -119,12 +119,14 @@ def _one_run(
             complaint = f"ended with {started.returncode}: {said[-300:]}"
             break
     killed["runs"] += 1
-    killed["kills"] += len(moments)
-    for moment in moments[:-1] if complaint else moments:
-        trials.survived(of=moment and name)
-    if complaint:
-        trials.failed(f"{name}, killed after {', '.join(moments) or 'nothing'}: {complaint}")
-        shutil.move(out, made.folder / f"failed-{len(trials.failures)}")
+    killed["kills"] += len(moments) or bool(complaint)
+    if not complaint:
+        for _ in moments:
+            trials.survived(of=name)
+        return
+    for moment in moments or ["nothing"]:  # which of them did it, nobody knows
+        trials.failed(f"{name}, killed after {moment}, of {len(moments)}: {complaint}")
+    shutil.move(out, made.folder / f"failed-{len(trials.failures)}")
 
 
 def _forget_tokens(cache: Path, rng: random.Random) -> None:
