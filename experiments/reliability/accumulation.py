@@ -114,13 +114,11 @@ def accumulation(trials: Trials, lane: str) -> None:
                 pairs = zip(gradients[parts], gradients[1], strict=True)
                 apart = max(float(np.abs(one - other).max()) for one, other in pairs) / largest
                 worst[name] = max(worst[name], apart)
-                counts = [
-                    {key: float(mean.count) for key, mean in metrics.items()}
-                    for metrics in (found[parts][1], found[1][1])
-                ]
+                # Sums of whole numbers are equal; those of weights, which add up to a count, differ in their last bits.
+                one, other = ([float(mean.count) for _, mean in sorted(found[k][1].items())] for k in (parts, 1))
                 trials.check(
-                    apart <= CLOSE and counts[0] == counts[1],
-                    f"{name}, draw {draw}, {parts} micro-steps: {apart:.2e} of the largest apart, counts {counts}",
+                    apart <= CLOSE and bool(np.allclose(one, other, rtol=1e-6, atol=0)),
+                    f"{name}, draw {draw}, {parts} micro-steps: {apart:.2e} of the largest apart, {one} against {other}",
                     of=name,
                 )
     trials.facts["largest_difference"] = {name: float(f"{value:.2e}") for name, value in worst.items()}
