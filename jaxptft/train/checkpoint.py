@@ -69,7 +69,7 @@ class CheckpointStore:
         try:
             unfinished.mkdir(parents=True)
             _write_arrays(unfinished / "arrays", tree)
-            (unfinished / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
+            _write_text(unfinished / "meta.json", json.dumps(meta, indent=1, sort_keys=True))
             _write_manifest(unfinished)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -78,7 +78,7 @@ class CheckpointStore:
         unfinished.rename(final)
         _sync(self.folder)
         if replaced is not None:
-            shutil.rmtree(replaced)
+            _remove(replaced)
         self.retire(step)
         return final
 
@@ -87,7 +87,7 @@ class CheckpointStore:
         if self.keep is not None:
             # Later steps may be left of a run that went back to this one: they must not push out what is needed now.
             for old in [listed for listed in self.steps() if listed <= step][: -self.keep]:
-                shutil.rmtree(self._doom(self._path(old)))
+                _remove(self._doom(self._path(old)))
 
     def restore(self, like: PyTree, *, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]]:
         """The newest undamaged checkpoint (or the one of `step`) as `(step, tree, meta)`.
@@ -136,7 +136,7 @@ class CheckpointStore:
     def keep_only(self, steps: Collection[int]) -> None:
         """Delete every listed step but these."""
         for step in set(self.steps()) - set(steps):
-            shutil.rmtree(self._doom(self._path(step)))
+            _remove(self._doom(self._path(step)))
 
     def clean(self) -> None:
         """Remove what a killed save or deletion left behind."""
@@ -150,7 +150,7 @@ class CheckpointStore:
                     verify(unfinished)
                     unfinished.rename(final)
         for leftover in self.leftovers():
-            shutil.rmtree(leftover)
+            _remove(leftover)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"{_PREFIX}{step:08d}"
@@ -216,7 +216,7 @@ def _write_arrays(path: Path, tree: PyTree) -> None:
         for name in names[:-1]:
             node = node.setdefault(_escaped(name), {})
         node[_escaped(names[-1])] = _stored(leaf)
-    with _os_errors(path):
+    with _named(path), _os_errors(path):
         _checkpointer().save(path, nested)
 
 
@@ -297,7 +297,7 @@ def _write_manifest(path: Path) -> None:
     for name in files:
         _sync(path / name)
     manifest = path / "manifest.json"
-    manifest.write_text(_manifest_text(files))
+    _write_text(manifest, _manifest_text(files))
     _sync(manifest)
     for folder in [*(p for p in path.rglob("*") if p.is_dir()), path]:
         _sync(folder)
@@ -318,9 +318,31 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _write_text(path: Path, text: str) -> None:
+    with _named(path):
+        path.write_text(text)
+
+
+def _remove(folder: Path) -> None:
+    with _named(folder):
+        shutil.rmtree(folder)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with _named(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An error of writing or syncing does not say of which file it is, and one of rmtree only the last name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and not Path(error.filename or "").is_absolute():
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise

@@ -66,7 +66,7 @@ def evaluate(
             ((source, batch),) = batch.items()
             predictions, metrics = (_without(entries, f"{source}/") for entries in (predictions, metrics))
         ids = np.asarray(batch["ids"])
-        valid = np.flatnonzero(batch["valid"])  # rows that `place` has added come behind them
+        valid = np.nonzero(batch["valid"])  # rows that `place` has added come behind them
         for name, mean in metrics.items():
             total, count = sums.get(name, (0.0, 0.0))
             sums[name] = (total + float(mean.total), count + float(mean.count))

@@ -1,16 +1,10 @@
 """A tiny BERT, texts whose class one word tells, and short ways to run a recipe or a command line."""
 
 import json
-import os
-import select
-import signal
-import socket
-import subprocess
-import sys
 from contextlib import contextmanager, nullcontext
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO
 
 import jax
 import numpy as np
@@ -19,7 +13,6 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-import jaxptft
 from jaxptft.cli import main
 from jaxptft.recipes import finetune, settings
 
@@ -259,62 +252,18 @@ def refused(command):
     return run
 
 
-class Started:
-    """A command line in a process of its own, as `subprocess.Popen` has it."""
-
-    def __init__(self, pid: int, told: IO[bytes], out: IO[str], err: IO[str]):
-        self.pid, self.returncode, self.stdout, self.stderr = pid, None, out, err
-        self._told = told
-
-    def poll(self) -> int | None:
-        return self.wait(0)
-
-    def wait(self, timeout: float) -> int | None:
-        """The exit status, negative for a signal; None where the process has not ended by then."""
-        if self.returncode is None and select.select([self._told], [], [], timeout)[0]:
-            self.returncode = int(self._told.readline())
-        return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
-
-    def communicate(self, timeout: float) -> tuple[str, str]:
-        """What is left to read, when the process has ended."""
-        told = self.stdout.read(), self.stderr.read()  # neither fills a pipe
-        assert self.wait(timeout) is not None
-        return told
-
-
 @pytest.fixture(scope="session")
 def process(own_cache):
     """A function: a command line -> a started process of its own, whose number of threads is pinned.
 
     It is forked from one that has imported everything and computed nothing, since importing takes most of the time.
     """
-    one_device = {"NPROC": "1", "XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
-    one_device |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(Path(jaxptft.__file__).parents[1])}
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    script = Path(__file__).with_name("forked_commands.py")
-    command = [sys.executable, str(script), str(theirs.fileno())]
-    with ours, subprocess.Popen(command, env={**os.environ, **one_device}, pass_fds=[theirs.fileno()]) as server:
-        theirs.close()
-
-        def start(*arguments) -> Started:
-            pipes = [os.pipe() for _ in range(3)]
-            line = json.dumps([str(argument) for argument in arguments]).encode()
-            socket.send_fds(ours, [line], [write for _, write in pipes])
-            for _, write in pipes:
-                os.close(write)
-            out, err = (os.fdopen(read) for read, _ in pipes[:2])
-            told = os.fdopen(pipes[2][0], "rb", buffering=0)  # what is buffered, select does not see
-            return Started(int(told.readline()), told, out, err)
-
-        yield start
-        ours.close()  # at which the server ends
-        server.wait(60)
+    path = Path(__file__).parents[2] / "experiments" / "reliability" / "forked" / "processes.py"
+    spec = spec_from_file_location("processes", path)
+    processes = module_from_spec(spec)
+    spec.loader.exec_module(processes)
+    with processes.forking(processes.QUICK_COMPILES) as server:
+        yield server.command
 
 
 @pytest.fixture(scope="session")

@@ -507,6 +507,24 @@ def test_a_write_that_fails_leaves_older_steps_as_they_were(tmp_path, monkeypatc
     assert store.steps() == [2]
 
 
+@pytest.mark.parametrize("owner, name", [(os, "fsync"), (Path, "write_text"), (os, "unlink")])
+def test_an_error_without_a_path_is_given_one(tmp_path, monkeypatch, owner, name):
+    """Writing and syncing know descriptors alone, and deleting a tree names its entries without their folder."""
+    store = train.CheckpointStore(tmp_path, keep=1)
+    store.save(1, small(1), {})
+
+    def failing(path, *args, **kwargs):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), *([path] if name == "unlink" else []))
+
+    monkeypatch.setattr(owner, name, failing)
+    with pytest.raises(OSError, match=rf"Input/output error: '{tmp_path}/") as caught:
+        store.save(2, small(2), {})
+    assert caught.value.errno == errno.EIO
+    monkeypatch.undo()
+    store.save(3, small(3), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]
+
+
 def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):

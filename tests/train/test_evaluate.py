@@ -122,3 +122,13 @@ def test_a_batch_of_one_source_gives_what_the_source_alone_gives():
     np.testing.assert_array_equal(found.predictions["output"], alone.predictions["output"])
     assert found.metrics["fit/close"] == alone.metrics["fit/close"]
     assert found.metrics["fit/loss"] == pytest.approx(3.0 * alone.metrics["fit/loss"])  # its weight in the sum
+
+
+def test_rows_of_several_examples_each_with_empty_places():
+    """As packed rows are: ids and valid are of [rows, places], and a place that is not valid counts nowhere."""
+    ids = np.array([[3, 0, -1], [1, 2, 4], [-1, -1, -1]], np.int32)
+    values = np.array([[30.0, 0.0, 9.0], [10.0, 20.0, 40.0], [9.0, 9.0, 9.0]])
+    batch = {"ids": ids[:2], "valid": ids[:2] >= 0}  # the third row is one that `place` has added
+    found = train.evaluate(lambda *_: ({"output": values}, {}), PARAMS, {}, None, [batch])
+    assert found.ids.tolist() == [0, 1, 2, 3, 4]
+    assert found.predictions["output"].tolist() == [0.0, 10.0, 20.0, 30.0, 40.0]

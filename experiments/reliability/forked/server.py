@@ -1,17 +1,22 @@
-"""Runs command lines in processes of their own that need not import anything: this one has, and forks for each.
+"""Runs functions in processes of their own that need not import anything: this one has, and forks for each.
 
-    python forked_commands.py SOCKET        a descriptor, over which come command lines with three descriptors each:
-                                            for standard output, for standard error, and for pid and exit status
+    python server.py SOCKET     a descriptor, over which come calls, [file or module, function, arguments] in JSON, with
+                                three descriptors each: for standard output, for standard error, and for pid and exit
+                                status
 
 Nothing here may begin to compute, since the threads of a JAX that has would not come along.
 """
 
+import importlib
 import json
 import os
 import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 
 def main() -> None:
@@ -21,8 +26,9 @@ def main() -> None:
     from matplotlib.figure import Figure  # noqa: F401
     from transformers import AutoTokenizer  # noqa: F401
 
-    from jaxptft import cli
+    from jaxptft import cli  # noqa: F401
 
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # where the scripts import from
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # what was forked need not be waited for
     asked = socket.socket(fileno=int(sys.argv[1]))
     while True:
@@ -31,13 +37,24 @@ def main() -> None:
             return
         if os.fork() == 0:
             asked.close()
-            _watch(lambda line=line: cli.main(json.loads(line)), *places)
+            _watch(lambda line=line: _call(*json.loads(line)), *places)
         for place in places:
             os.close(place)
 
 
-def _watch(command, out: int, err: int, told: int) -> None:
-    """Fork for the command, and tell its pid and, when it has ended, how."""
+def _call(where: str, function: str, arguments: list[str]) -> int:
+    if not where.endswith(".py"):
+        return getattr(importlib.import_module(where), function)(arguments)
+    spec = spec_from_file_location("called", where)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, function)(arguments)
+
+
+def _watch(call: Callable[[], int], out: int, err: int, told: int) -> None:
+    """Fork for the call, and tell its pid and, when it has ended, how."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if pid := os.fork():
         os.write(told, f"{pid}\n".encode())
@@ -50,7 +67,7 @@ def _watch(command, out: int, err: int, told: int) -> None:
         os.close(place)
     status = 1
     try:
-        status = command()
+        status = call()
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()
