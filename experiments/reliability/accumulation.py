@@ -118,7 +118,7 @@ def accumulation(trials: Trials, lane: str) -> None:
                 one, other = ([float(mean.count) for _, mean in sorted(found[k][1].items())] for k in (parts, 1))
                 trials.check(
                     apart <= CLOSE and bool(np.allclose(one, other, rtol=1e-6, atol=0)),
-                    f"{name}, draw {draw}, {parts} micro-steps: {apart:.2e} of the largest apart, {one} against {other}",
+                    f"{name}, draw {draw}, {parts} micro-steps: {apart:.2e} of the largest apart, {one}, {other}",
                     of=name,
                 )
     trials.facts["largest_difference"] = {name: float(f"{value:.2e}") for name, value in worst.items()}
