@@ -75,7 +75,7 @@ def _run(command: Command, name: str, flags: list[str]) -> int:
 def _parse(kind: Any, name: str, flags: list[str]) -> Any:
     import tyro
 
-    from jaxptft.recipes.settings import build, keys, nearest, read_yaml
+    from jaxptft.recipes.settings import build, keys, nearest, one_line, read_yaml, shown
 
     known = keys(kind)
     behind: dict[str, Any] = {}
@@ -93,12 +93,14 @@ def _parse(kind: Any, name: str, flags: list[str]) -> Any:
         if any(flag.split("=")[0] == given for flag in flags):
             values.pop(other, None)
     for flag in flags:
-        if match := re.match(r"--?([A-Za-z][\w.-]*)", flag):
-            plain = match[1].replace("-", "_")
+        if match := re.match(r"--([\w.][\w.-]*)|-([A-Za-z][\w.-]*)", flag):
+            plain = (match[1] or match[2]).replace("-", "_")
             word = re.sub(r"(^|\.)no_(?=\w+$)", r"\1", plain)  # --group.no-flag turns it off
             if word not in known and plain not in known and word not in ("h", "help"):
                 suggestion = nearest(word, known).replace("_", "-")
-                raise ValueError(f"unknown flag {flag.split('=')[0]}{suggestion}; see jaxptft {name} --help")
+                given = flag.split("=")[0]
+                given = given if given.isprintable() and len(given) <= 80 else shown(given)
+                raise ValueError(f"unknown flag {given}{suggestion}; see jaxptft {name} --help")
 
     # Values of the file are checked alone first, so that a mistake in it is told apart from one in a flag.
     if values:
@@ -120,7 +122,11 @@ def _parse(kind: Any, name: str, flags: list[str]) -> Any:
     except SystemExit as leaving:
         if not leaving.code:
             raise
-        raise ValueError(f"{_plain(told.getvalue(), kind)}; see jaxptft {name} --help") from None
+        said = one_line(_plain(told.getvalue(), kind))
+        if (stray := re.search(r"Unrecognized options: ([^\s,]+)", said)) and stray[1] in flags:
+            before = [flag for flag in flags[: flags.index(stray[1])] if flag.startswith("--")]
+            said += f", after {before[-1].split('=')[0]}" if before else ""
+        raise ValueError(f"{said}; see jaxptft {name} --help") from None
     return build(kind, parsed.model_dump(), source="the command line")
 
 

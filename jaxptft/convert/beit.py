@@ -4,6 +4,7 @@ Fields of config.json that steer training alone (`drop_path_rate`: whole layers 
 are carried along unread. So is what older files hold of `relative_position_index`, which follows from the grid.
 """
 
+from reprlib import repr as shown
 from typing import Any
 
 from jaxptft.convert.hf_config import ConfigTable
@@ -20,7 +21,7 @@ _HARMLESS = """
 
 def _to_ours(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(values["pooling"], bool):
-        raise ValueError(f"use_mean_pooling must be True or False, got {values['pooling']!r}")
+        raise ValueError(f"use_mean_pooling must be True or False, got {shown(values['pooling'])}")
     image, patch = (tuple(v) if isinstance(v, list) else v for v in (values["image_size"], values["patch_size"]))
     if isinstance(patch, tuple) and len(set(patch)) == 1:
         patch = patch[0]

@@ -9,9 +9,12 @@ import numpy as np
 from jaxptft.convert.checkpoint import Extras
 from jaxptft.convert.heads import Heads, find_architecture, free_axes, head_rules
 from jaxptft.convert.manifest import Manifest
-from jaxptft.convert.match import listed, match, matches, standard_name
-from jaxptft.convert.rules import Config, Family
+from jaxptft.convert.match import match, matches, standard_name
+from jaxptft.convert.rules import Config, Family, Rule
+from jaxptft.convert.wording import listed
 from jaxptft.models import Params
+
+_SHOWN = 8  # problems in one message
 
 
 def import_tensors(
@@ -39,7 +42,10 @@ def import_tensors(
         allow_missing=allow_missing,
     )
     if manifest.problems:
-        raise ValueError("; ".join(manifest.problems))
+        # A width that is not the tensors' is wrong of every one of them.
+        more = len(manifest.problems) - _SHOWN
+        ends = [f"and {more} more problems, which inspect lists"] if more > 0 else []
+        raise ValueError("; ".join([*manifest.problems[:_SHOWN], *ends]))
     params: Params = {}
     for rule, name in pairs:
         *parents, leaf = rule.flax_path.split("/")
@@ -71,32 +77,15 @@ def export_tensors(
     Raises ValueError for a parameter no rule takes, heads that no architecture has together, an absent or misshapen
     parameter, and one that overflows its dtype.
     """
-    leaves = flatten(params)
     heads = heads_of(family, params)
-    backbone_rules = family.backbone_rules(config)
-    rules = backbone_rules + head_rules(family, config, sizes_of(family, config, heads, leaves))
-    strangers = sorted(leaves.keys() - {rule.flax_path for rule in rules})
-    if strangers:
-        raise ValueError(f"no rule of family {family.name} takes parameter {listed(strangers)}: leave it out to export")
+    pairs = fitted(family, config, params, absent=extras.absent)
     same_heads = extras.restores(heads)
     if not same_heads:
         find_architecture(family, heads)
-    backbone = {rule.hf_name for rule in backbone_rules}
+    backbone = {rule.hf_name for rule in family.backbone_rules(config)}
     prefixed = any(name.startswith(family.prefix) for name in extras.names.values()) if same_heads else bool(heads)
-    needed = [pattern for head in heads for pattern in family.heads[head].needs]
     tensors: dict[str, np.ndarray] = {}
-    for rule in rules:
-        if rule.flax_path not in leaves:
-            dispensable = heads and matches(family.optional, rule.hf_name) and not matches(needed, rule.hf_name)
-            if dispensable or rule.hf_name in extras.absent:
-                continue
-            raise ValueError(f"parameter {rule.flax_path} is missing: family {family.name} needs it for {rule.hf_name}")
-        array = rule.layout.to_hf(leaves[rule.flax_path])
-        if array.shape != rule.shape:
-            raise ValueError(
-                f"parameter {rule.flax_path} has shape {leaves[rule.flax_path].shape}, "
-                f"which makes {rule.hf_name} {array.shape} where the config asks for {rule.shape}"
-            )
+    for rule, array in pairs:
         prefix = family.prefix if prefixed and rule.hf_name in backbone else ""
         usual = prefix + family.unprefixed.get(rule.hf_name, rule.hf_name)
         name = extras.names.get(rule.hf_name, usual) if same_heads else usual
@@ -114,6 +103,41 @@ def export_tensors(
         for name, array in family.new_buffers(config).items():
             tensors.setdefault((family.prefix if prefixed else "") + name, array)
     return tensors
+
+
+def fitted(
+    family: Family, config: Config, params: Params, *, absent: Sequence[str] = ()
+) -> list[tuple[Rule, np.ndarray]]:
+    """The rules of `params`, each with its parameter as Hugging Face lays it out, which costs no copy.
+
+    `absent` are the standard names of tensors that may lack. Raises ValueError for a parameter no rule takes, one that
+    lacks, and one whose shape is not what the config asks for.
+    """
+    leaves = flatten(params)
+    heads = heads_of(family, params)
+    stored = getattr(config, "layer_groups", None) or config.layers
+    if stored > len(leaves):
+        raise ValueError(f"the config asks for {stored} layers where there are {len(leaves)} parameters")
+    rules = family.backbone_rules(config) + head_rules(family, config, sizes_of(family, config, heads, leaves))
+    strangers = sorted(leaves.keys() - {rule.flax_path for rule in rules})
+    if strangers:
+        raise ValueError(f"no rule of family {family.name} takes parameter {listed(strangers)}: leave it out to export")
+    needed = [pattern for head in heads for pattern in family.heads[head].needs]
+    pairs = []
+    for rule in rules:
+        if rule.flax_path not in leaves:
+            dispensable = heads and matches(family.optional, rule.hf_name) and not matches(needed, rule.hf_name)
+            if dispensable or rule.hf_name in absent:
+                continue
+            raise ValueError(f"parameter {rule.flax_path} is missing: family {family.name} needs it for {rule.hf_name}")
+        array = rule.layout.to_hf(leaves[rule.flax_path])
+        if array.shape != rule.shape:
+            raise ValueError(
+                f"parameter {rule.flax_path} has shape {leaves[rule.flax_path].shape}, "
+                f"which makes {rule.hf_name} {array.shape} where the config asks for {rule.shape}"
+            )
+        pairs.append((rule, array))
+    return pairs
 
 
 def heads_of(family: Family, params: Params) -> tuple[str, ...]:

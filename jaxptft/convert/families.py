@@ -1,5 +1,6 @@
 """The families of models that can be converted, by the `model_type` of their config.json."""
 
+from reprlib import repr as shown
 from typing import Any
 
 from jaxptft.convert.albert import ALBERT
@@ -24,5 +25,5 @@ FAMILIES: dict[str, Family] = {family.name: family for family in (*_TEXT, *_IMAG
 def find_family(name: Any) -> Family:
     """The family of a `model_type`; ValueError naming the supported ones."""
     if not isinstance(name, str) or name not in FAMILIES:
-        raise ValueError(f"model_type {name!r} is not supported: expected one of {', '.join(sorted(FAMILIES))}")
+        raise ValueError(f"model_type {shown(name)} is not supported: expected one of {', '.join(sorted(FAMILIES))}")
     return FAMILIES[name]

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxptft.convert.wording import reason
+
 
 def read_msgpack(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a Flax checkpoint by their torch names; a one-line ValueError naming the file if it is damaged."""
@@ -17,7 +19,7 @@ def read_msgpack(path: Path) -> dict[str, np.ndarray]:
     try:
         tree = msgpack_restore(path.read_bytes())
     except Exception as error:  # msgpack and numpy raise many kinds on damaged bytes
-        raise ValueError(f"{path} is not a readable msgpack file: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is not a readable msgpack file: {reason(error)}") from None
     if not isinstance(tree, Mapping):
         raise ValueError(f"{path} must hold a tree of parameters, got {type(tree).__name__}")
     return dict(_tensors(path, tree, ()))

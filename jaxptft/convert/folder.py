@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +73,10 @@ def inspect(
 ) -> Manifest:
     """What `load` would make of a folder; what it would refuse among the tensors is listed under `problems`."""
     opened = _open(Path(folder), heads, family, allow_bin, allow_unused, allow_missing)
-    return match(opened.table, opened.config, opened.tensors, fields=opened.fields, **opened.arguments)[0]
+    try:
+        return match(opened.table, opened.config, opened.tensors, fields=opened.fields, **opened.arguments)[0]
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
 def save(
@@ -200,7 +204,7 @@ def _named_family(path: Path, fields: Mapping[str, Any], family: str | None) -> 
     if named is None:
         raise ValueError(f"{path} names no model_type: pass family= (one of {', '.join(sorted(FAMILIES))})")
     if family is not None and named != family:
-        raise ValueError(f"{path} says model_type {named!r}, but family={family!r} was asked for")
+        raise ValueError(f"{path} says model_type {shown(named)}, but family={family!r} was asked for")
     return find_family(named)
 
 

@@ -1,6 +1,7 @@
 """Which heads a source holds, told by its architecture and its tensors, and how many classes they tell apart."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from reprlib import repr as shown
 from typing import Any, Literal
 
 from jaxptft.convert.rules import Config, Family, Rule
@@ -12,8 +13,8 @@ Heads = Literal["source"] | Sequence[str]
 def declared_heads(family: Family, fields: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The heads of the architecture that a config.json names: none for one unknown to the family, None for no name."""
     named = fields.get("architectures") or []
-    if not isinstance(named, list):
-        raise ValueError(f"config.json: architectures must be a list of names, got {named!r}")
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ValueError(f"config.json: architectures must be a list of names, got {shown(named)}")
     if not named:
         return None
     return next((family.architectures[name] for name in named if name in family.architectures), ())

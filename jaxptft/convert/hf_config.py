@@ -11,7 +11,10 @@ from dataclasses import MISSING, dataclass, field, replace
 from dataclasses import fields as fields_of
 from fnmatch import fnmatchcase
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
+
+from jaxptft.convert.wording import listed, reason, spelt
 
 REQUIRED: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("absolute", None),
@@ -49,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        raise ValueError(f"{path} is not valid JSON: {reason(error)}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value
@@ -65,7 +68,7 @@ def read_labels(fields: Mapping[str, Any]) -> list[str] | None:
     try:
         by_id = {int(key): str(name) for key, name in named.items()}
     except ValueError:
-        raise ValueError(f"config.json: id2label must have the ids as keys, got {list(named)[:5]}") from None
+        raise ValueError(f"config.json: id2label must have the ids as keys, got {shown(list(named))}") from None
     if sorted(by_id) != list(range(len(named))):
         raise ValueError(
             f"config.json: id2label must name ids 0 to {len(named) - 1} once each, got {sorted(by_id)[:8]}"
@@ -78,8 +81,8 @@ def refuse_changed(fields: Mapping[str, Any], required: Mapping[str, tuple[Any, 
     for name, accepted in required.items():
         if name in fields and fields[name] not in accepted:
             raise ValueError(
-                f"config.json: {name} is {fields[name]!r}, which changes what the model computes and is not supported "
-                f"(supported: {accepted[0]!r})"
+                f"config.json: {name} is {shown(fields[name])}, which changes what the model computes and is not "
+                f"supported (supported: {accepted[0]!r})"
             )
 
 
@@ -94,8 +97,8 @@ def refuse_unknown(fields: Mapping[str, Any], known: AbstractSet[str], allow_unu
     )
     if unknown:
         raise ValueError(
-            f"config.json: unknown field {', '.join(unknown)} may change what the model computes; "
-            f"if it does not, pass allow_unused=['config.{unknown[0]}']"
+            f"config.json: unknown field {listed(unknown)} may change what the model computes; "
+            f"if it does not, pass allow_unused=[{'config.' + spelt(unknown[0])!r}]"
         )
 
 

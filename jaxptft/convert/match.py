@@ -13,6 +13,7 @@ import numpy as np
 from jaxptft.convert.heads import Heads, declared_heads, free_axes, head_rules, present_heads
 from jaxptft.convert.manifest import Entry, Manifest
 from jaxptft.convert.rules import Config, Family, Rule
+from jaxptft.convert.wording import listed
 
 _FLOATING = ("float16", "bfloat16", "float32", "float64")
 
@@ -31,11 +32,6 @@ def standard_name(family: Family, name: str) -> str:
 def matches(patterns: Sequence[str], *names: str) -> bool:
     """Whether any of the names fits any of the fnmatch patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names for a message, the first twelve of many."""
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
 def match(

@@ -5,6 +5,7 @@ tells them apart.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from reprlib import repr as shown
 from typing import Any
 
 from jaxptft.convert.hf_config import ConfigTable
@@ -21,7 +22,9 @@ def _to_ours(values: dict[str, Any]) -> dict[str, Any]:
     if kinds is None:
         return values
     if not isinstance(kinds, list) or len(kinds) != layers or set(kinds) - _KINDS.keys():
-        raise ValueError(f"layer_types must name each of {layers} layers one of {', '.join(_KINDS)}, got {kinds!r}")
+        raise ValueError(
+            f"layer_types must name each of {layers} layers one of {', '.join(_KINDS)}, got {shown(kinds)}"
+        )
     return {**values, "global_layers": tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")}
 
 
@@ -95,7 +98,7 @@ def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
     nested = fields.get("rope_parameters")
     nested = {} if nested is None else nested
     if not isinstance(nested, Mapping) or nested.keys() - _KINDS.keys():
-        raise ValueError(f"config.json: rope_parameters must map {' and '.join(_KINDS)} to values, got {nested!r}")
+        raise ValueError(f"config.json: rope_parameters must map {' and '.join(_KINDS)} to values, got {shown(nested)}")
     for kind, name in _KINDS.items():
         values = nested.get(kind) or {}
         if not isinstance(values, Mapping) or any(
@@ -103,14 +106,16 @@ def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
             for key, value in values.items()
         ):
             raise ValueError(
-                f"config.json: rope_parameters.{kind} is {values!r}, but only default rotations are supported: "
+                f"config.json: rope_parameters.{kind} is {shown(values)}, but only default rotations are supported: "
                 "rope_type 'default' and a rope_theta"
             )
         if "rope_theta" in values:
             flat[name] = values["rope_theta"]
     every = fields.get("global_attn_every_n_layers", 3)
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise ValueError(f"config.json: global_attn_every_n_layers must be an integer of at least 1, got {every!r}")
+        raise ValueError(
+            f"config.json: global_attn_every_n_layers must be an integer of at least 1, got {shown(every)}"
+        )
     layers = fields.get("num_hidden_layers", ModernBertConfig.layers)
     if fields.get("layer_types") is not None:
         flat["layer_types"] = fields["layer_types"]

@@ -9,13 +9,18 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
+import numpy as np
+
 from jaxptft.convert.checkpoint import Checkpoint, Extras
+from jaxptft.convert.engine import fitted, flatten
 from jaxptft.convert.families import find_family
 from jaxptft.convert.hf_config import read_json
 from jaxptft.convert.manifest import Manifest
 from jaxptft.convert.staging import new_folder, tokenizer_files
+from jaxptft.convert.wording import reason, spelt
 
 DESCRIPTION = "jaxptft.json"
 WEIGHTS = "params.msgpack"
@@ -52,24 +57,17 @@ def _config_fields(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def read_native(folder: str | Path) -> Checkpoint:
     """Reads what `write_native` wrote; FileNotFoundError or ValueError naming the file that is absent or damaged."""
-    from flax.serialization import msgpack_restore
-
     source = Path(folder)
     description = read_json(source / DESCRIPTION)
     if description.get("format") != _FORMAT:
         raise ValueError(f"{source / DESCRIPTION} is of format {description.get('format')!r}, expected {_FORMAT}")
-    if not (source / WEIGHTS).is_file():
-        raise FileNotFoundError(f"{source / WEIGHTS} does not exist: import the model again")
-    weights = (source / WEIGHTS).read_bytes()
+    tree = _read_weights(source / WEIGHTS, description.get("sha256"))
     try:
-        if hashlib.sha256(weights).hexdigest() != description["sha256"][WEIGHTS]:
-            raise ValueError(f"{source / WEIGHTS} has another SHA-256 than it was written with: import again")
         family = find_family(description["family"])
         tuples = {name: tuple(description["extras"][name]) for name in ("absent", "heads")}
         extras: dict[str, Any] = {**description["extras"], **tuples}
         manifest = description["manifest"]
-        tree: Any = msgpack_restore(weights)
-        return Checkpoint(
+        checkpoint = Checkpoint(
             family=family.name,
             config=family.config(**{name: _as_tuple(value) for name, value in description["config"].items()}),
             params=tree["params"],
@@ -78,8 +76,49 @@ def read_native(folder: str | Path) -> Checkpoint:
             manifest=None if manifest is None else Manifest.from_dict(manifest),
             tokenizer_files=tokenizer_files(source),
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{source / DESCRIPTION} is damaged: {type(error).__name__} {error}") from None
+        _check(checkpoint)
+        return checkpoint
+    except Exception as error:  # a description that was edited by hand can fail anywhere
+        said = reason(error) if type(error) is ValueError else f"{type(error).__name__} {reason(error)}"
+        raise ValueError(f"{source / DESCRIPTION} is damaged: {said}") from None
+
+
+def _read_weights(path: Path, sums: Any) -> Any:
+    from flax.serialization import msgpack_restore
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: import the model again")
+    if not isinstance(sums, dict) or WEIGHTS not in sums:
+        raise ValueError(f"{path.with_name(DESCRIPTION)} is damaged: it has no sha256 of {WEIGHTS}; import again")
+    weights = path.read_bytes()
+    if hashlib.sha256(weights).hexdigest() != sums[WEIGHTS]:
+        raise ValueError(f"{path} has another SHA-256 than it was written with: import again")
+    try:
+        return msgpack_restore(weights)
+    except Exception as error:  # msgpack and numpy raise many kinds on damaged bytes
+        raise ValueError(f"{path} is damaged: {type(error).__name__} {reason(error)}") from None
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """ValueError unless parameters, labels and extras are of the kinds that whoever reads them takes for granted."""
+    extras, labels = checkpoint.extras, checkpoint.labels
+    for name in ("names", "dtypes", "tied", "fields"):
+        value = getattr(extras, name)
+        if not isinstance(value, dict) or (name != "fields" and not all(type(one) is str for one in value.values())):
+            raise ValueError(f"extras.{name} must map names to names")
+    for dtype in extras.dtypes.values():
+        np.dtype(dtype)
+    if labels is not None and not (type(labels) is list and all(type(label) is str for label in labels)):
+        raise ValueError(f"labels must be a list of names, got {shown(labels)}")
+    if labels is not None and len(set(labels)) < len(labels):
+        raise ValueError(f"labels must differ from each other, got {shown(labels)}")
+    for name, array in extras.tensors.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"tensor {spelt(name)} of {WEIGHTS} is {type(array).__name__}, expected an array")
+    for path, array in flatten(checkpoint.params).items():
+        if array.dtype != np.float32:
+            raise ValueError(f"parameter {spelt(path)} is {array.dtype}, expected float32")
+    fitted(find_family(checkpoint.family), checkpoint.config, checkpoint.params, absent=extras.absent)
 
 
 def _as_tuple(value: Any) -> Any:

@@ -21,10 +21,11 @@ from jaxptft.convert.checkpoint import Checkpoint
 from jaxptft.convert.families import find_family
 from jaxptft.convert.heads import find_architecture, free_axes, head_rules
 from jaxptft.convert.hf_config import read_json
-from jaxptft.convert.match import listed, standard_name
+from jaxptft.convert.match import standard_name
 from jaxptft.convert.rules import IDENTITY, Config, Family, Rule
 from jaxptft.convert.staging import new_folder
 from jaxptft.convert.tensors import read_safetensors
+from jaxptft.convert.wording import listed
 from jaxptft.models import Params
 
 CONFIG = "adapter_config.json"

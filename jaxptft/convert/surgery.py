@@ -17,8 +17,9 @@ from jaxtyping import Array, Key
 from jaxptft.convert.checkpoint import Checkpoint
 from jaxptft.convert.engine import complete, heads_of
 from jaxptft.convert.families import find_family
-from jaxptft.convert.match import listed, matches
+from jaxptft.convert.match import matches
 from jaxptft.convert.rules import Config
+from jaxptft.convert.wording import listed
 from jaxptft.models import BertConfig, ConvConfig, Gpt2Config, ModernBertConfig, Params, ResNetConfig, build
 
 HEAD_OF = {

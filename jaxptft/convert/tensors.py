@@ -6,10 +6,12 @@ Reading needs no torch. Writing is safetensors only, sharded beyond a size, with
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as shown
 
 import numpy as np
 
 from jaxptft.convert.hf_config import read_json
+from jaxptft.convert.wording import LONGEST, is_plain, reason, spelt
 
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
@@ -24,6 +26,16 @@ def read_tensors(folder: Path, *, allow_bin: bool = False) -> dict[str, np.ndarr
     safetensors, then `pytorch_model.bin` (only where `allow_bin`; read without unpickling objects), then
     `flax_model.msgpack`. Raises FileNotFoundError or a one-line ValueError naming the file or tensor at fault.
     """
+    tensors = _read(folder, allow_bin)
+    if strange := [name for name in tensors if not is_plain(name)]:
+        raise ValueError(
+            f"{folder} holds a tensor called {shown(strange[0])}: expected a name of 1 to {LONGEST} printable "
+            "characters; the file is damaged, or was made to mislead"
+        )
+    return tensors
+
+
+def _read(folder: Path, allow_bin: bool) -> dict[str, np.ndarray]:
     from jaxptft.convert.flax_file import read_msgpack
     from jaxptft.convert.torch_file import read_torch
 
@@ -84,7 +96,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
         with safe_open(path, framework="np") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is not a readable safetensors file: {reason(error)}") from None
 
 
 def _read_sharded(index: Path, read) -> dict[str, np.ndarray]:
@@ -94,16 +106,16 @@ def _read_sharded(index: Path, read) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for file in sorted(set(weight_map.values())):
         # A plain name only: an index must not reach outside its folder.
-        if file in ("", ".", "..") or any(mark in file for mark in "/\\\0:"):
-            raise ValueError(f"{index} names shard {file!r}, which is not a plain file name inside the folder")
+        if file in (".", "..") or not is_plain(file) or any(mark in file for mark in "/\\:"):
+            raise ValueError(f"{index} names shard {shown(file)}, which is not a plain file name inside the folder")
         if not (index.parent / file).is_file():
             raise FileNotFoundError(f"{index} names shard {file}, which does not exist in {index.parent}")
         shard = read(index.parent / file)
         doubled = sorted(shard.keys() & tensors.keys())
         if doubled:
-            raise ValueError(f"{index.parent / file} repeats tensor {doubled[0]} of another shard")
+            raise ValueError(f"{index.parent / file} repeats tensor {spelt(doubled[0])} of another shard")
         lost = sorted(name for name, place in weight_map.items() if place == file and name not in shard)
         if lost:
-            raise ValueError(f"{index} puts tensor {lost[0]} in {file}, which does not hold it")
+            raise ValueError(f"{index} puts tensor {spelt(lost[0])} in {file}, which does not hold it")
         tensors |= shard
     return tensors

@@ -10,10 +10,13 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from jaxptft.convert.wording import reason
 
 _STORAGES: dict[str, Any] = {
     "DoubleStorage": np.float64,
@@ -50,13 +53,13 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         except Exception as error:  # a damaged pickle can raise nearly anything
-            reason = " ".join(f"{type(error).__name__} {error}".split())
-            raise ValueError(f"{path} is damaged or no state dict: {reason}") from None
+            said = f"{type(error).__name__} {reason(error)}"
+            raise ValueError(f"{path} is damaged or no state dict: {said}") from None
     if not isinstance(state, dict):
         raise ValueError(f"{path} must hold a dict of tensors, got {type(state).__name__}")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, np.ndarray):
-            raise ValueError(f"{path}: entry {name!r} is {type(value).__name__}, expected a tensor under a name")
+            raise ValueError(f"{path}: entry {shown(name)} is {type(value).__name__}, expected a tensor under a name")
     return dict(state)
 
 
@@ -87,7 +90,7 @@ class _TensorUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> np.ndarray:
         kind, storage, key, _, count = pid
         if kind != "storage" or not isinstance(storage, _StorageType) or not isinstance(key, str):
-            raise ValueError(f"storage {pid!r} is of an unknown kind")
+            raise ValueError(f"storage {shown(pid)} is of an unknown kind")
         if key not in self._storages:
             info = self._archive.getinfo(f"{self._root}data/{key}")
             dtype = np.dtype(storage.dtype)

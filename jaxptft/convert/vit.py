@@ -5,6 +5,7 @@ Two fields are ours, which Hugging Face's models pass over: `add_pooling_layer` 
 """
 
 from collections.abc import Mapping, Sequence
+from reprlib import repr as shown
 from typing import Any
 
 from jaxptft.convert.hf_config import ConfigTable
@@ -57,7 +58,7 @@ def _read_config(fields: Mapping[str, Any], *, allow_unused: Sequence[str] = ())
     pooled = fields.get("pooler_output_size")
     if pooled not in (None, config.width):
         raise ValueError(
-            f"config.json: pooler_output_size is {pooled!r}, which changes what the model computes and is not "
+            f"config.json: pooler_output_size is {shown(pooled)}, which changes what the model computes and is not "
             f"supported (supported: hidden_size, {config.width})"
         )
     return config

@@ -1,6 +1,7 @@
 """The values that fix a small backbone for small images, and the heads that draw such images again."""
 
 from dataclasses import dataclass
+from reprlib import repr as shown
 from typing import Any
 
 from jaxptft.models.fields import (
@@ -70,7 +71,7 @@ class ConvConfig:
         values: Any = getattr(self, name)
         whole = isinstance(values, tuple) and all(is_integer(value) and value >= 1 for value in values)
         if not whole or len(values) != (length or len(values)):
-            raise ValueError(f"ConvConfig.{name} must be {expected}, got {values!r}")
+            raise ValueError(f"ConvConfig.{name} must be {expected}, got {shown(values)}")
 
     @property
     def layers(self) -> int:

@@ -1,10 +1,12 @@
 """Checks of a config's fields, each a ValueError that names the field, what it must be, and what it is."""
 
 from collections.abc import Collection
+from reprlib import repr as shown
 from typing import Any
 
 from jaxptft.models.layers import ACTIVATIONS
 
+MOST = 2**31 - 1  # of what is counted or indexed: indices are int32
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -14,10 +16,12 @@ def is_integer(value: object) -> bool:
 
 
 def check_integers(config: Any, *names: str, least: int = 1, optional: bool = False) -> None:
-    """Integers of at least `least`; None too where `optional`."""
+    """Integers from `least` to `MOST`; None too where `optional`."""
     for name, value in _values(config, names, optional):
         if not is_integer(value) or value < least:
             _refuse(config, name, f"an integer of at least {least}", value)
+        if value > MOST:
+            _refuse(config, name, f"an integer of at most {MOST}", value)
 
 
 def check_rates(config: Any, *names: str, optional: bool = False) -> None:
@@ -70,4 +74,4 @@ def _is_number(value: object) -> bool:
 
 
 def _refuse(config: Any, name: str, expected: str, value: object) -> None:
-    raise ValueError(f"{type(config).__name__}.{name} must be {expected}, got {value!r}")
+    raise ValueError(f"{type(config).__name__}.{name} must be {expected}, got {shown(value)}")

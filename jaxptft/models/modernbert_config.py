@@ -1,6 +1,7 @@
 """The values that fix a ModernBERT."""
 
 from dataclasses import dataclass
+from reprlib import repr as shown
 
 from jaxptft.models.fields import (
     DTYPES,
@@ -72,7 +73,7 @@ class ModernBertConfig:
             strays = [layer for layer in self.global_layers if not is_integer(layer) or not 0 <= layer < self.layers]
             if strays:
                 raise ValueError(
-                    f"ModernBertConfig.global_layers must be layers from 0 to {self.layers - 1}, got {strays[0]!r}"
+                    f"ModernBertConfig.global_layers must be layers from 0 to {self.layers - 1}, got {shown(strays[0])}"
                 )
             # One spelling for each choice, so that equal models have equal configs; JSON gives a list.
             chosen = tuple(sorted(set(self.global_layers)))

@@ -1,6 +1,7 @@
 """The values that fix a ResNet, and those of the usual ones by name."""
 
 from dataclasses import dataclass
+from reprlib import repr as shown
 from typing import Any
 
 from jaxptft.models.fields import (
@@ -75,7 +76,7 @@ class ResNetConfig:
         values: Any = getattr(self, name)
         if not isinstance(values, tuple) or not values or not all(is_integer(v) and v >= least for v in values):
             raise ValueError(
-                f"ResNetConfig.{name} must be a tuple of integers of at least {least}, one a stage, got {values!r}"
+                f"ResNetConfig.{name} must be a tuple of integers of at least {least}, one a stage, got {shown(values)}"
             )
 
     @property

@@ -1,6 +1,7 @@
 """The values that fix a vision transformer."""
 
 from dataclasses import dataclass
+from reprlib import repr as shown
 from typing import Any
 
 from jaxptft.models.fields import (
@@ -93,13 +94,14 @@ def check_image(config: Any) -> None:
         pair = as_pair(size)
         if len(pair) != 2 or not all(is_integer(part) and part >= 1 for part in pair):
             raise ValueError(
-                f"{name}.{field} must be an integer of at least 1, or a pair of them: height and width; got {size!r}"
+                f"{name}.{field} must be an integer of at least 1, or a pair of them: height and width; "
+                f"got {shown(size)}"
             )
     image, patch = as_pair(config.image_size), as_pair(config.patch_size)
     if any(whole % part for whole, part in zip(image, patch, strict=True)):
         raise ValueError(f"{name}.image_size must be a multiple of patch_size, got {image} and patches of {patch}")
     if config.channels not in (1, 3) or isinstance(config.channels, bool):
-        raise ValueError(f"{name}.channels must be 1 (grey) or 3 (colour), got {config.channels!r}")
+        raise ValueError(f"{name}.channels must be 1 (grey) or 3 (colour), got {shown(config.channels)}")
 
 
 def check_heads(config: Any, width: str, heads: str) -> None:

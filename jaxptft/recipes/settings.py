@@ -40,14 +40,15 @@ def build(kind: type[S], values: Mapping[str, Any], *, source: str = "the config
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
+        # An unknown key first: where it is a required one misspelt, both are found wrong.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         path = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise ValueError(f"{source}: unknown key {path!r}{nearest(path, keys(kind))}") from None
+            raise ValueError(f"{source}: unknown key {shown(path)}{nearest(path, keys(kind))}") from None
         if first["type"] == "missing":
             raise ValueError(f"{source}: {path!r} is required") from None
-        message = first["msg"].removeprefix("Value error, ")
-        where = f"{path!r} is {first['input']!r}: " if path else ""
+        message = one_line(first["msg"].removeprefix("Value error, "))
+        where = f"{shown(path)} is {shown(first['input'])}: " if path else ""
         raise ValueError(f"{source}: {where}{message}") from None
 
 
@@ -78,7 +79,32 @@ def keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
     return found
 
 
+def shown(value: object) -> str:
+    """A value for a message: on one line, and not longer than a line."""
+    return _cut(repr(value), 80)
+
+
+def one_line(text: str) -> str:
+    """A text whose lines are one, of 500 characters at most."""
+    return _cut(" ".join(text.split()), 500)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
 def nearest(word: str, known: list[str]) -> str:
     """'; did you mean X?', or '' when nothing is near."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    # What is one slip away comes first: by its share of common letters alone, `to_pk` would rather be top_p than top_k.
+    close = [key for key in known if _is_one_slip(word, key)] or known
+    close = difflib.get_close_matches(word, close, n=1, cutoff=0.6 if close is known else 0.0)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _is_one_slip(word: str, key: str) -> bool:
+    """Whether one letter more, less or another, or two neighbours exchanged, make the one of the other."""
+    start = next((place for place, (one, two) in enumerate(zip(word, key, strict=False)) if one != two), None)
+    if start is None:
+        return abs(len(word) - len(key)) == 1
+    one, two = word[start:], key[start:]
+    return one[1:] in (two, two[1:]) or one == two[1:] or (one[:2] == two[1::-1] and one[2:] == two[2:])

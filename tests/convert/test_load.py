@@ -1,9 +1,11 @@
 """What a folder may hold, what is refused and in which words, and the account that is given."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
+from flax.serialization import msgpack_restore, msgpack_serialize
 from transformers import AutoTokenizer
 
 from jaxptft import convert
@@ -112,6 +114,60 @@ def test_tensors_that_do_not_fit_are_refused(folders, change, message):
     source = folders.make("source")
     folders.rewrite(source, change)
     refused(source, message)
+
+
+@pytest.mark.parametrize("name, shown", [("a\nb", r"'a\\nb'"), ("x" * 500, r"'x{12}\.\.\.x{13}'"), ("", "''")])
+def test_a_tensor_of_a_misleading_name_is_refused_in_one_line(folders, name, shown):
+    source = folders.make("source")
+    folders.rewrite(source, lambda t: {**t, name: np.ones(2, np.float32)})
+    refused(source, rf"source holds a tensor called {shown}: expected a name of 1 to 200 printable characters")
+
+
+def test_what_a_library_says_of_a_file_is_cut_short(folders):
+    source = folders.make("source")
+    header = json.dumps({"x" * 5000: {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]}}).encode()
+    (source / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    refused(source, r"model\.safetensors is not a readable safetensors file: .{197}\.\.\.$")
+
+
+def test_of_many_problems_the_first_are_told(folders):
+    source = folders.make("source")
+    folders.configure(source, hidden_size=4)
+    problems = convert.inspect(source).problems
+    assert len(problems) > 30
+    refused(
+        source,
+        rf"embeddings has shape .*; and {len(problems) - 8} more problems, which inspect lists$".replace(
+            "embeddings", r"word_embeddings\.weight"
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"architectures": [["BertModel"]]},
+            r"config\.json: architectures must be a list of names, got \[\['BertModel'\]\]",
+        ),
+        ({"line\nbreak": 1}, r"config\.json: unknown field 'line\\nbreak' may change"),
+        ({"hidden_act": "x" * 9999}, r"config\.json: hidden_act must be one of .*, got 'x{12}\.\.\.x{13}'$"),
+        ({"vocab_size": 2**31}, r"config\.json: vocab_size must be an integer of at most 2147483647, got 2147483648"),
+    ],
+)
+def test_fields_that_mislead_are_refused_in_one_line(folders, changes, message):
+    source = folders.make("source")
+    folders.configure(source, **changes)
+    refused(source, message)
+
+
+def test_inspect_names_the_folder_too(folders):
+    source = folders.make("source")
+    folders.configure(source, num_hidden_layers=10**6)
+    with pytest.raises(
+        ValueError, match=r"source: the config asks for 1000000 layers where the source holds \d+ tensors"
+    ):
+        convert.inspect(source)
 
 
 def test_float64_that_float32_holds_exactly_comes_back(folders, assert_same_tensors):
@@ -327,7 +383,7 @@ def test_native_folder_refuses_damage(folders):
         convert.read_native(native)
     (native / "params.msgpack").write_bytes(b"")
     (native / "jaxptft.json").write_text('{"format": 2}')
-    with pytest.raises(ValueError, match=r"jaxptft\.json is damaged: KeyError 'sha256'"):
+    with pytest.raises(ValueError, match=r"jaxptft\.json is damaged: it has no sha256 of params\.msgpack"):
         convert.read_native(native)
     (native / "jaxptft.json").write_text('{"format": 7}')
     with pytest.raises(ValueError, match=r"jaxptft\.json is of format 7, expected 2"):
@@ -335,3 +391,48 @@ def test_native_folder_refuses_damage(folders):
     (native / "jaxptft.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"jaxptft\.json does not exist"):
         convert.read_native(native)
+
+
+@pytest.mark.parametrize(
+    "key, change, message",
+    [
+        ("config", {"vocab_size": 31}, r"word_embeddings.weight \(30, 8\) where the config asks for \(31, 8\)"),
+        ("config", {"layers": 10**6}, r"the config asks for 1000000 layers where there are \d+ parameters"),
+        ("config", {"heads": {}}, r"BertConfig\.heads must be an integer of at least 1, got \{\}"),
+        ("labels", "../..", r"labels must be a list of names, got '\.\./\.\.'"),
+        ("labels", ["a", "a"], r"labels must differ from each other, got \['a', 'a'\]"),
+        ("extras", {"dtypes": {"a": 2}}, r"extras\.dtypes must map names to names"),
+        ("extras", {"names": 1}, r"extras\.names must map names to names"),
+        ("manifest", {"used": 5}, "TypeError 'int' object is not iterable"),
+    ],
+)
+def test_native_folder_refuses_a_description_that_was_changed(folders, key, change, message):
+    native = folders.root / "native"
+    convert.import_folder(folders.make("source"), native)
+    description = json.loads((native / "jaxptft.json").read_text())
+    description[key] = {**description[key], **change} if isinstance(change, dict) else change
+    (native / "jaxptft.json").write_text(json.dumps(description))
+    for read in (convert.read_native, convert.load, convert.inspect):
+        with pytest.raises(ValueError, match=rf"jaxptft\.json is damaged: .*{message}"):
+            read(native)
+
+
+def test_native_folder_refuses_weights_of_other_kinds(folders):
+    native = folders.root / "native"
+    convert.import_folder(folders.make("source"), native)
+    whole = (native / "params.msgpack").read_bytes()
+    description = (native / "jaxptft.json").read_text()
+
+    def refused_with(weights: bytes, message: str) -> None:
+        old, new = (hashlib.sha256(content).hexdigest() for content in (whole, weights))
+        (native / "params.msgpack").write_bytes(weights)
+        (native / "jaxptft.json").write_text(description.replace(old, new))
+        with pytest.raises(ValueError, match=message):
+            convert.read_native(native)
+
+    refused_with(whole[:-50], r"params\.msgpack is damaged: \w+ ")
+    tree = msgpack_restore(whole)
+    tree["params"]["backbone"]["embeddings"]["word"]["embedding"] = np.zeros((30, 8), np.int32)
+    refused_with(msgpack_serialize(tree), "backbone/embeddings/word/embedding is int32, expected float32")
+    tree = {**msgpack_restore(whole), "extras": {"a": "text"}}
+    refused_with(msgpack_serialize(tree), r"tensor a of params\.msgpack is str, expected an array")

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from pydantic import field_validator
 
 from jaxptft.recipes import settings
 from jaxptft.recipes.finetune import Config
@@ -21,6 +22,15 @@ class Outer(settings.Settings):
     maybe: int | None = None
     kind: Literal["a", "b"] = "a"
     inner: Inner = Inner()
+
+
+class Complaining(settings.Settings, validate_default=False):
+    odd: int = 0
+
+    @field_validator("odd")
+    @classmethod
+    def _refused(cls, value: int) -> int:
+        raise ValueError("two\nlines")
 
 
 def test_values_survive_yaml(tmp_path):
@@ -61,6 +71,35 @@ def test_what_is_wrong_is_said_in_one_line_with_its_key(values, expected):
     with pytest.raises(ValueError, match=expected) as raised:
         settings.build(Outer, values, source="there")
     assert "\n" not in str(raised.value)
+
+
+def test_what_is_wrong_is_said_briefly_however_long_it_is():
+    with pytest.raises(ValueError, match=r"^there: 'count' is 'x{76}\.\.\.: Input should be a valid integer"):
+        settings.build(Outer, {"count": "x" * 10_000}, source="there")
+    with pytest.raises(ValueError, match=r"^there: unknown key 'x{76}\.\.\.$"):
+        settings.build(Outer, {"x" * 10_000: 1}, source="there")
+    with pytest.raises(ValueError, match=r"^there: 'odd' is 1: two lines$"):
+        settings.build(Complaining, {"odd": 1}, source="there")
+
+
+def test_a_misspelt_key_is_told_before_the_required_one_that_it_was_to_be():
+    with pytest.raises(ValueError, match=r"^there: unknown key 'trian'; did you mean 'train'\?$"):
+        settings.build(Config, {"model": "m", "trian": "t", "out": "o"}, source="there")
+
+
+@pytest.mark.parametrize(
+    "word, known, expected",
+    [
+        ("to_pk", ["top_p", "top_k"], "top_k"),  # by the letters in common, top_p is as near
+        ("di", ["id", "dropout"], "id"),  # half of whose letters, in order, are those of the word
+        ("re8ume", ["resume", "rerun"], "resume"),
+        ("b3", ["b1", "seed"], "b1"),
+        ("optimizer.1b", ["optimizer.b2", "optimizer.b1"], "optimizer.b1"),
+        ("learning", ["learning_rate", "seed"], "learning_rate"),
+    ],
+)
+def test_one_slip_away_is_nearest(word, known, expected):
+    assert settings.nearest(word, known) == f"; did you mean {expected!r}?"
 
 
 def test_a_required_key_is_named():
