@@ -123,11 +123,28 @@ def _parse(kind: Any, name: str, flags: list[str]) -> Any:
         if not leaving.code:
             raise
         said = one_line(_plain(told.getvalue(), kind))
-        if (stray := re.search(r"Unrecognized options: ([^\s,]+)", said)) and stray[1] in flags:
-            before = [flag for flag in flags[: flags.index(stray[1])] if flag.startswith("--")]
-            said += f", after {before[-1].split('=')[0]}" if before else ""
+        if place := _complained_of(said, flags):
+            said += f"{'' if flags[place].strip() else ' ' + repr(flags[place])}, after {_last_flag(flags[:place])}"
         raise ValueError(f"{said}; see jaxptft {name} --help") from None
     return build(kind, parsed.model_dump(), source="the command line")
+
+
+def _complained_of(said: str, flags: list[str]) -> int:
+    """The place of the word that a complaint without a flag is about; 0 where it is not known."""
+    if stray := re.search(r"Unrecognized options: ([^\s,]+)", said):
+        words = [place for place, flag in enumerate(flags) if flag == stray[1]]
+    elif said.endswith("Unrecognized options:"):
+        words = [place for place, flag in enumerate(flags) if not flag.strip()]
+    elif "--" not in said:  # a long word, which the box has broken
+        squeezed = "".join(said.split())
+        words = [place for place, flag in enumerate(flags) if len(flag) > 60 and "".join(flag.split())[:40] in squeezed]
+    else:
+        return 0
+    return next((place for place in words if _last_flag(flags[:place])), 0)
+
+
+def _last_flag(flags: list[str]) -> str:
+    return next((flag.split("=")[0] for flag in reversed(flags) if flag.startswith("--")), "")
 
 
 def _needed_flags(kind: type, values: dict[str, Any]) -> list[str]:

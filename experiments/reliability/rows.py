@@ -39,8 +39,8 @@ _CLASS = {
     "1e5": "wrong type", "-1": "unlabelled",
 }  # fmt: skip
 _NUMBER = {
-    "": "missing value", " ": "missing value", "nan": "NaN", "inf": "infinite", "1e39": "infinite", "-1e400": "infinite",
-    "three": "not a number", "1_0": "not a number", "0x1": "not a number",
+    "": "missing value", " ": "missing value", "nan": "NaN", "inf": "infinite", "1e39": "infinite",
+    "-1e400": "infinite", "three": "not a number", "1_0": "not a number", "0x1": "not a number",
 }  # fmt: skip
 _SET = {"a;;b": "missing value", ";": "missing value", "[a]": "wrong type", "nan": "NaN", "a;0.5": "wrong type"}
 _SET |= {"-1": "unlabelled"}
@@ -176,7 +176,8 @@ def json_lines(rng: np.random.Generator, columns: list[str], kind: str, bad: set
         if number not in bad:
             sound.append(tuple(row[:-1]))
         elif rng.random() < 0.3:
-            what, reason = _pick(rng, LINES.items())
+            # An array in the first line is said of the whole file, which then is JSON.
+            what, reason = _pick(rng, ((what, why) for what, why in LINES.items() if what != "[1]" or any(lines)))
             line = line[: int(rng.integers(1, len(line) - 1))] if what == "cut" else what
             faults.append(Fault(len(lines) + 1, None, reason, f"line {what[:20]!r}"))
         else:
@@ -216,8 +217,8 @@ def parquet(rng: np.random.Generator, columns: list[str], kind: str, bad: set[in
     types = [pyarrow.binary()] * (len(columns) - 1)
     types.append({"class": pyarrow.binary(), "number": pyarrow.float64(), "set": pyarrow.list_(pyarrow.string())}[kind])
     arrays = []
-    for values, kind_of in zip(zip(*table, strict=True), types, strict=True):
-        array = pyarrow.array(list(values), kind_of)
+    for found, kind_of in zip(zip(*table, strict=True), types, strict=True):
+        array = pyarrow.array(list(found), kind_of)
         if kind_of == pyarrow.binary():  # called text without a look at it, as writers that do not check do
             array = pyarrow.Array.from_buffers(pyarrow.string(), len(array), array.buffers())
         arrays.append(array)

@@ -15,7 +15,7 @@ from jaxptft.convert.manifest import Entry, Manifest
 from jaxptft.convert.rules import Config, Family, Rule
 from jaxptft.convert.wording import listed
 
-_FLOATING = ("float16", "bfloat16", "float32", "float64")
+FLOATING = ("float16", "bfloat16", "float32", "float64")
 
 
 def standard_name(family: Family, name: str) -> str:
@@ -167,8 +167,8 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
 def _misfit(rule: Rule, name: str, array: np.ndarray) -> list[str]:
     if array.shape != rule.shape:
         return [f"tensor {name} has shape {array.shape} where the config asks for {rule.shape}"]
-    if array.dtype.name not in _FLOATING:
-        return [f"tensor {name} has dtype {array.dtype.name}, expected one of {', '.join(_FLOATING)}"]
+    if array.dtype.name not in FLOATING:
+        return [f"tensor {name} has dtype {array.dtype.name}, expected one of {', '.join(FLOATING)}"]
     return []
 
 

@@ -19,6 +19,7 @@ from jaxptft.convert.engine import fitted, flatten
 from jaxptft.convert.families import find_family
 from jaxptft.convert.hf_config import read_json
 from jaxptft.convert.manifest import Manifest
+from jaxptft.convert.match import FLOATING, standard_name
 from jaxptft.convert.staging import new_folder, tokenizer_files
 from jaxptft.convert.wording import reason, spelt
 
@@ -60,7 +61,7 @@ def read_native(folder: str | Path) -> Checkpoint:
     source = Path(folder)
     description = read_json(source / DESCRIPTION)
     if description.get("format") != _FORMAT:
-        raise ValueError(f"{source / DESCRIPTION} is of format {description.get('format')!r}, expected {_FORMAT}")
+        raise ValueError(f"{source / DESCRIPTION} is of format {shown(description.get('format'))}, expected {_FORMAT}")
     tree = _read_weights(source / WEIGHTS, description.get("sha256"))
     try:
         family = find_family(description["family"])
@@ -106,8 +107,12 @@ def _check(checkpoint: Checkpoint) -> None:
         value = getattr(extras, name)
         if not isinstance(value, dict) or (name != "fields" and not all(type(one) is str for one in value.values())):
             raise ValueError(f"extras.{name} must map names to names")
-    for dtype in extras.dtypes.values():
-        np.dtype(dtype)
+    if others := set(extras.dtypes.values()) - set(FLOATING):
+        raise ValueError(f"extras.dtypes has {shown(sorted(others)[0])}, expected one of {', '.join(FLOATING)}")
+    family = find_family(checkpoint.family)
+    for known, name in extras.names.items():
+        if standard_name(family, name) != known:
+            raise ValueError(f"extras.names calls {spelt(known)} {spelt(name)}, which {family.name} knows as another")
     if labels is not None and not (type(labels) is list and all(type(label) is str for label in labels)):
         raise ValueError(f"labels must be a list of names, got {shown(labels)}")
     if labels is not None and len(set(labels)) < len(labels):
