@@ -6,6 +6,7 @@ evaluation in their own. With sampling weights an epoch has as many rows, drawn 
 
 import operator
 from collections.abc import Sequence
+from copy import copy
 from functools import lru_cache
 
 import numpy as np
@@ -64,8 +65,16 @@ class ImageBatches:
         self.shuffle = shuffle
         self.rows_per_batch = -(-batch_size // multiple_of) * multiple_of
         self.steps_per_epoch = -(-rows // batch_size)
+        self._read: Int[np.ndarray, " rows"] | None = None
         # The latest two epochs: a prefetching thread may be one ahead.
         self._order = lru_cache(maxsize=2)(self._make_order)
+
+    def only(self, rows: Int[np.ndarray, " rows"]) -> "ImageBatches":
+        """The same batches with the images of these rows alone, and black ones elsewhere: those that one of several
+        processes puts on its devices."""
+        other = copy(self)
+        other._read = np.asarray(rows)
+        return other
 
     @property
     def content(self) -> str:
@@ -101,7 +110,8 @@ class ImageBatches:
         ids = np.full(self.rows_per_batch, -1, np.int32)
         ids[:count] = chosen
         image = np.zeros((self.rows_per_batch, *self.images.size, self.images.channels), np.uint8)
-        image[:count] = self.images.take(chosen)
+        read = np.arange(count) if self._read is None else self._read[self._read < count]
+        image[read] = self.images.take(chosen[read])
         batch = {"image": image, "ids": ids, "valid": ids >= 0}
         if self.labels is not None:
             label = np.zeros(self.rows_per_batch, np.int32)

@@ -18,6 +18,13 @@ from pydantic import Field
 
 from jaxptft.recipes.settings import Settings
 
+_SAVED_EVERY = 40
+_RUN = (
+    *("pretrain", "images", "--data", "sklearn:digits", "--objective", "denoising", "--backbone", "mlp"),
+    *("--shape.widths", "16", "--code.size", "8", "--batch-size", "32", "--steps", "480", "--log-every", "1"),
+    *("--checkpoint-every", str(_SAVED_EVERY), "--evaluate-every", "240", "--eval-rows", "100", "--no-pictures"),
+)
+
 
 class Config(Settings):
     """Test this machine: jaxptft selftest"""
@@ -104,7 +111,8 @@ def check_devices(folder: Path, limit: float) -> str:
 
 
 def check_strategies(folder: Path, limit: float) -> str:
-    """One step of a tiny BERT gives the same parameters on one device, on all, under pmap and in two micro-steps."""
+    """One step of a tiny BERT gives the same parameters on one device, on all, with its state whole or cut, under pmap
+    and in two micro-steps."""
     import jax
     import numpy as np
     import optax
@@ -134,16 +142,17 @@ def check_strategies(folder: Path, limit: float) -> str:
             "one device": (devices[:1], {}),
             "all devices": (devices, {}),
             "pmap": (devices, {"axis_name": "data"}),
+            "state cut over all": (devices, {}),
             "two micro-steps": (devices[:1], {"accumulate": 2}),
         }.items():
             state = train.create_state(objective, optimizer, params, batch, trainable=everything, rng=jax.random.key(1))
             step = train.make_step(objective, optimizer, trainable=everything, **options)
-            mesh = train.make_mesh(used)
             if name == "pmap":
                 state, metrics = train.pmap_step(step, devices=used)(state, None, batch)
             else:
-                placed = train.replicate(state, mesh), None, train.shard(batch, mesh)
-                state, metrics = train.jit_step(step, mesh)(*placed)
+                mesh = train.make_mesh(used, fsdp=len(used) if name == "state cut over all" else 1)
+                placed = train.spread(state, mesh, smallest=300), None, train.shard(batch, mesh)
+                state, metrics = train.jit_step(step, mesh, smallest=300)(*placed)
             if float(metrics["skipped"].total):
                 raise Failed(f"{name}: the loss or its gradient is not finite")
             leaves = zip(jax.tree.leaves(params), jax.tree.leaves(state.params), strict=True)
@@ -202,13 +211,6 @@ CHECKS: dict[str, Callable[[Path, float], str]] = {
     "one step": check_strategies,
     "save and restore": check_checkpoint,
 }
-
-_SAVED_EVERY = 40
-_RUN = (
-    *("pretrain", "images", "--data", "sklearn:digits", "--objective", "denoising", "--backbone", "mlp"),
-    *("--shape.widths", "16", "--code.size", "8", "--batch-size", "32", "--steps", "480", "--log-every", "1"),
-    *("--checkpoint-every", str(_SAVED_EVERY), "--evaluate-every", "240", "--eval-rows", "100", "--no-pictures"),
-)
 
 
 def _start(*flags: str) -> subprocess.Popen[str]:

@@ -14,6 +14,7 @@ from jaxptft.recipes.training_plan import STILL
 from jaxptft.recipes.training_settings import LearningSettings, total_steps
 
 EVALUATION_ROWS = 64  # in a batch
+_STUCK_AFTER = 1800.0  # seconds, where several processes may wait for each other
 LAST = "pretraining/step"  # the monitor under which the last model is the best
 
 
@@ -170,7 +171,8 @@ class Training:
         if train.value_from_first(self.config.resume and bool(self._checkpoints.steps())):
             loop = self._restore()
         self._prepare()
-        self.journal.rewind(int(self.state.step))
+        for lines in (self.journal, train.Journal(self.config.out / "speed.jsonl")):
+            lines.rewind(int(self.state.step))
         if jax.process_count() > 1:
             self.stop.agree(train.Agreement(train.Bulletin()))
 
@@ -183,13 +185,14 @@ class Training:
             progress = train.Progress(self.name, self.schedule.steps) if train.is_first() else None
             if progress is not None:
                 around.enter_context(progress)
-            if self.config.stuck_after is not None:
-                around.enter_context(train.Watchdog(self.stop, limit=self.config.stuck_after))
+            limit = self.config.stuck_after or (_STUCK_AFTER if jax.process_count() > 1 else None)
+            if limit is not None:
+                around.enter_context(train.Watchdog(self.stop, limit=limit))
             self.state, loop = train.fit(
                 self._stages(),
                 self.state,
                 self._constants,
-                self.batches["train"].batch_at,
+                self._read_for(self.batches["train"]).batch_at,
                 schedule=self.schedule,
                 evaluate=judged,
                 journal=self.journal,
@@ -268,6 +271,12 @@ class Training:
         if train.is_first():
             self._best.save(step, copied, {})
         return loop
+
+    def _read_for(self, batches: Batches) -> Batches:
+        """Of several processes, each reads the images of its own rows; texts are read whole, since they are small."""
+        if jax.process_count() == 1 or not isinstance(batches, data.ImageBatches):
+            return batches
+        return batches.only(train.own_rows(batches.rows_per_batch, self.mesh))
 
     def _environment(self) -> dict[str, Any]:
         mesh = {"data": self.mesh.shape["data"], "fsdp": self.mesh.shape["fsdp"]}

@@ -153,7 +153,8 @@ class LearningSettings(PlanSettings):
     fsdp: int = Field(default=1, ge=1)
     """over how many devices each copy of parameters and optimizer is cut: for models that one cannot hold"""
     stuck_after: float | None = Field(default=None, gt=0)
-    """seconds without a step or batch of evaluation after which the process ends; longer than compiling takes"""
+    """seconds without a step or batch of evaluation after which the process ends; longer than compiling takes (default:
+    1,800 in several processes, else none)"""
     allow_bin: bool = False
     """read pytorch_model.bin (never through a raw unpickle)"""
     allow_unused: tuple[str, ...] = ()

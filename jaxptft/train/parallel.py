@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Int, PyTree
 
 from jaxptft.objectives import Batch
 from jaxptft.train.step import Step
@@ -81,6 +81,12 @@ def shard(batch: Batch, mesh: Mesh) -> Batch:
     """
     rows = NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
     return jax.tree.map(lambda leaf: put(leaf, rows), pad_rows(batch, mesh.size))
+
+
+def own_rows(rows: int, mesh: Mesh) -> Int[np.ndarray, " rows"]:
+    """Which of a batch's rows `shard` puts on this process's devices; `rows` is a multiple of the mesh's devices."""
+    places = NamedSharding(mesh, PartitionSpec((DATA, FSDP))).addressable_devices_indices_map((rows,))
+    return np.unique(np.concatenate([np.arange(rows)[place] for place in places.values() if place is not None]))
 
 
 def put(leaf: Any, sharding: Any) -> Any:

@@ -135,3 +135,16 @@ def test_bad_steps_and_no_rows():
         ImageBatches(counted(3), batch_size=2).batch_at(1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="there are no images to make batches of"):
         ImageBatches(counted(3).select(np.zeros(0, int)), batch_size=2)
+
+
+def test_a_process_reads_the_images_of_its_own_rows_alone():
+    batches = ImageBatches(counted(10), np.arange(10) % 3, batch_size=4, multiple_of=6, seed=1)
+    own = np.array([0, 1, 5])
+    for step in range(5):
+        whole, part = batches.batch_at(step), batches.only(own).batch_at(step)
+        for name in ("ids", "valid", "label"):
+            np.testing.assert_array_equal(part[name], whole[name])
+        np.testing.assert_array_equal(part["image"][own], whole["image"][own])
+        assert not part["image"][[2, 3, 4]].any()
+    assert batches.batch_at(0)["image"][[2, 3]].any()
+    assert batches.only(own).fingerprint == batches.fingerprint

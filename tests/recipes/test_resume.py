@@ -314,3 +314,39 @@ def test_a_run_counted_in_epochs_goes_on_for_a_number_of_steps(fine_tune, comman
     assert told.status == 0, told.err
     assert "was planned for 4 steps and goes on to 6" in told.out
     assert json.loads((tmp_path / "run/report.json").read_text())["steps"] == 6
+
+
+def damage(store, step):
+    path = max((path for path in (store / f"step_{step:08d}" / "arrays").rglob("*") if path.is_file()), key=str)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_best_model_is_found_again_from_the_step_before(fine_tune, tmp_path):
+    values = {"keep_checkpoints": 2, "checkpoint_every": 2, "evaluate_every": 3, "steps": 7, "monitor": "loss"}
+    whole = fine_tune(tmp_path / "whole", **values)
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    best = tmp_path / "run" / "checkpoints" / "best"
+    damage(best, whole.best_step)
+    again = fine_tune(tmp_path / "run", resume=True, **values)
+    assert again.best_step == whole.best_step
+    for name in ("metrics.jsonl", "model/model.safetensors", "report.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    train.verify(best / f"step_{whole.best_step:08d}")
+
+
+def test_a_run_goes_on_with_its_state_cut_over_other_devices(fine_tune, built, make_model, tmp_path, lines_of):
+    wide = make_model(tmp_path / "wide", hidden_size=128, intermediate_size=256)
+    values = {"model": str(wide), "evaluate_every": 4, "checkpoint_every": 4, "log_every": 1, "learning_rate": 1e-3}
+    state = built(tmp_path / "cut", **values, devices=8, fsdp=4).training.state
+    kernel = state.params["backbone"]["layer_0"]["mlp"]["up"]["kernel"]
+    assert {part.data.shape for part in kernel.addressable_shards} == {(128, 64)}
+    whole = fine_tune(tmp_path / "whole", **values, steps=8)
+    cut = fine_tune(tmp_path / "cut", **values, steps=8, devices=8, fsdp=4)
+    losses = [[line["loss"] for line in lines_of(tmp_path / name, "train")] for name in ("whole", "cut")]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert cut.best_step == whole.best_step
+    again = fine_tune(tmp_path / "cut", **values, steps=8, devices=2, fsdp=2, resume=True)
+    assert "note: mesh was {'data': 2, 'fsdp': 4} when the checkpoint was written" in again.said
+    assert arrays_of(tmp_path / "cut")[0] == "step_00000008"

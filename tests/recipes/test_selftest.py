@@ -37,7 +37,7 @@ def test_eight_devices_pass(quiet):
         ("save and restore", True),
     ], said
     assert found[0].detail.startswith("8 x cpu (cpu), jax ")
-    assert "one device, all devices, pmap, two micro-steps: gradients within" in found[1].detail
+    assert "one device, all devices, pmap, state cut over all, two micro-steps: gradients within" in found[1].detail
     assert said.count("pass") == 3
     assert "FAIL" not in said
 

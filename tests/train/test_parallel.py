@@ -145,3 +145,8 @@ def test_sixty_steps_with_the_state_cut_follow_sixty_with_it_whole(tiny, fsdp):
 def test_a_mesh_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="fsdp is 3, which does not divide 8 devices"):
         train.make_mesh(fsdp=3)
+
+
+def test_one_process_puts_every_row_on_its_devices():
+    np.testing.assert_array_equal(train.own_rows(16, train.make_mesh(fsdp=2)), np.arange(16))
+    np.testing.assert_array_equal(train.own_rows(3, train.make_mesh(jax.devices()[:3])), np.arange(3))
