@@ -156,6 +156,7 @@ def fit(
 
     def write(store: CheckpointStore, tree: PyTree, about: dict[str, Any], then: Callable[[], None]) -> None:
         """In the background, once the tree is copied, since the next step reuses its memory."""
+        stop.at(f"saving at step {now}")
         copied, step = copied_to_host(tree), now
 
         def job() -> None:
@@ -213,13 +214,12 @@ def fit(
                 )
             try:
                 if unjudged:
-                    stop.place = f"evaluating at step {now}"
+                    stop.at(f"evaluating at step {now}")
                     judge()
             except Stopped:
                 save()
                 background.wait()
                 raise
-            stop.place = f"at step {now}"
             impatient = schedule.patience is not None and loop.evaluations_without_gain >= schedule.patience
             loop.finished = now >= schedule.steps or impatient
             signum = stop.asked()
@@ -238,7 +238,9 @@ def fit(
                 if progress is not None:
                     shown = "  ".join(f"{name} {value}" for name, value in stage.facts.items())
                     progress.note(f"{progress.name}: step {now}, a new stage  {shown}")
+            stop.at(f"reading the batch of step {now}")
             batch = batch_at(now)
+            stop.at(f"at step {now}")
             state, metrics = stage.step(state, constants, place(batch))
             now += 1
             pending.append((now, _examples(batch), metrics))

@@ -35,12 +35,13 @@ class StopFlag:
     thread also ends the process where nobody has polled the flag `GRACE` seconds after the first. Outside the main
     thread, where Python allows no signal handlers, the flag can still be set with `request`.
 
-    `polls` counts how often it was polled and `place` says where, in words: by these it shows whether a run moves.
+    `moves` counts how often it was polled or told of a new `place`: by these it shows whether a run moves, and where it
+    is.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self.polls = 0
+        self.moves = 0
         self.place = "preparing"
         self._seen = False
         self._agreed: Callable[[int | None], int | None] | None = None
@@ -55,9 +56,14 @@ class StopFlag:
         """From now on `agreed` says at each polling, of the signal that came here, which one to stop for."""
         self._agreed = agreed
 
+    def at(self, place: str) -> None:
+        """Say, in words, what is done from here on."""
+        self.moves += 1
+        self.place = place
+
     def asked(self) -> int | None:
         """The signal to stop for, if there is one."""
-        self.polls += 1
+        self.moves += 1
         self._seen = self._seen or self.signum is not None
         return self.signum if self._agreed is None else self._agreed(self.signum)
 

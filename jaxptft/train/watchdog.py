@@ -1,8 +1,9 @@
 """Ends a run that is stuck, and names the process that is.
 
-A run moves while it polls its stop flag. Where that has not happened for some time the process leaves with a status of
-its own, since nothing else would end it: a collective waits for a process that is stuck elsewhere as long as that one
-lives. Of several processes, each tells the others how far it is, and the one that is the least far is named.
+A run polls its stop flag, and tells it what it does next, wherever it loops. Where that has not happened for some time
+the process leaves with a status of its own, since nothing else would end it: a collective waits for a process that is
+stuck elsewhere as long as that one lives. Of several processes, each tells the others how far it is, and the one that
+is the least far is named.
 """
 
 import contextlib
@@ -24,8 +25,8 @@ class Watchdog:
     """A context manager around what may be stuck.
 
     Args:
-        limit: seconds without a polling of `stop`, after which the process ends. Compiling polls nothing, nor do
-            reading a batch or a step of their own, so it must be longer than the longest of them.
+        limit: seconds without a move of `stop`, after which the process ends. Compiling is one move, and so is reading
+            a batch or taking a step: it must be longer than the longest of them.
     """
 
     def __init__(self, stop: StopFlag, *, limit: float):
@@ -45,22 +46,22 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        polls, since = -1, time.monotonic()
+        moves, since = -1, time.monotonic()
         while not self._over.wait(min(1.0, self._limit / 10)):
-            if self._stop.polls != polls:
-                polls, since = self._stop.polls, time.monotonic()
+            if self._stop.moves != moves:
+                moves, since = self._stop.moves, time.monotonic()
                 if self._bulletin is not None:
                     with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone, and JAX ends us
-                        self._bulletin.put(f"moved/{jax.process_index()}", f"{polls}|{own_name()}, {self._stop.place}")
+                        self._bulletin.put(f"moved/{jax.process_index()}", f"{moves}|{own_name()}, {self._stop.place}")
             elif time.monotonic() - since > self._limit:
-                self._leave(polls)
+                self._leave(moves)
 
-    def _leave(self, polls: int) -> None:
+    def _leave(self, moves: int) -> None:
         told = f"{own_name()}, {self._stop.place}, has not moved for {self._limit:g} seconds"
         behind: list[str] = []
         if self._bulletin is not None:
             others = (text.partition("|") for text in self._bulletin.all("moved").values())
-            behind = sorted({place for moved, _, place in others if int(moved) < polls})
+            behind = sorted({place for moved, _, place in others if int(moved) < moves})
             told += f"; it waits for {', '.join(behind)}" if behind else "; no other process is behind it"
         told += "; continue with --resume from the last checkpoint"
         with contextlib.suppress(OSError, ValueError):

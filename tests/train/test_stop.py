@@ -173,7 +173,7 @@ def test_what_does_not_return_after_the_first_signal_is_left_unless_the_flag_was
         process.stdout.close()
 
 
-def test_polls_are_counted_and_others_may_decide():
+def test_moves_are_counted_and_others_may_decide():
     flag = StopFlag()
     asked = []
     flag.agree(lambda own: asked.append(own) or (15 if len(asked) == 3 else None))
@@ -182,4 +182,4 @@ def test_polls_are_counted_and_others_may_decide():
     flag.raise_if_set()  # it came here, and the others are not there yet
     with pytest.raises(Stopped) as caught:
         flag.raise_if_set()
-    assert (asked, caught.value.exit_code, flag.polls) == ([None, signal.SIGINT, signal.SIGINT], 143, 3)
+    assert (asked, caught.value.exit_code, flag.moves) == ([None, signal.SIGINT, signal.SIGINT], 143, 3)

@@ -15,7 +15,7 @@ from jaxptft import train
 flag = train.StopFlag()
 with flag, train.Watchdog(flag, limit=0.5):
     for step in range(20):
-        flag.place = f"at step {step}"
+        flag.at(f"at step {step}")
         flag.raise_if_set()
         time.sleep(0.1)
     print("stuck", flush=True)
