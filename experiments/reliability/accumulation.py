@@ -31,7 +31,7 @@ def cases() -> dict[str, Case]:
     shape: dict[str, Any] = {"vocab_size": VOCAB, "width": 16, "layers": 1, "heads": 2, "mlp_width": 24}
     bert = models.BertConfig(**shape, positions=LENGTH, dropout=0.0, attention_dropout=0.0)
     gpt2 = models.Gpt2Config(
-        **{name: value for name, value in shape.items() if name != "mlp_width"}, positions=LENGTH, dropout=0.0
+        **shape, positions=LENGTH, dropout=0.0, attention_dropout=0.0, residual_dropout=0.0, head_dropout=0.0
     )
     special = np.zeros(VOCAB, bool)
     special[:5] = True
@@ -118,7 +118,7 @@ def accumulation(trials: Trials, lane: str) -> None:
                 one, other = ([float(mean.count) for _, mean in sorted(found[k][1].items())] for k in (parts, 1))
                 trials.check(
                     apart <= CLOSE and bool(np.allclose(one, other, rtol=1e-6, atol=0)),
-                    f"{name}, draw {draw}, {parts} micro-steps: {apart:.2e} of the largest apart, {one}, {other}",
+                    f"{name}, draw {draw}, {parts} micro-steps: {apart:.2e} of the largest, {one} and {other}",
                     of=name,
                 )
     trials.facts["largest_difference"] = {name: float(f"{value:.2e}") for name, value in worst.items()}

@@ -88,10 +88,10 @@ def resume_with(command: str, out: Path, values: dict[str, Any]) -> tuple[int, s
 
 
 def is_refusal(status: int | None, said: str, *named: str) -> bool:
-    told = said.removesuffix("\n")
-    return (
-        status == 2 and "\n" not in told and told.startswith("jaxptft: error: ") and any(name in told for name in named)
-    )
+    """Status 2 and one line of complaint, which may come after what was done before, that names one of these."""
+    *before, last = said.removesuffix("\n").split("\n")
+    complaints = [line for line in before if line.startswith("jaxptft:") or "Traceback" in line]
+    return status == 2 and not complaints and last.startswith("jaxptft: error: ") and any(key in last for key in named)
 
 
 def config_values(trials: Trials, lane: str) -> None:

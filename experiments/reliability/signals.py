@@ -146,13 +146,12 @@ def run_flags(made: Runs) -> Flags:
     """Preparing the data and evaluating take their time."""
     corpus = material.write_corpus(made.folder / "large.txt", documents=2000, seed=5)
     _, flags = made.lines["mlm"]
-    return {**flags, "corpus": corpus, "steps": 24, "eval-rows": 400}
+    return {**flags, "corpus": corpus, "steps": 20, "eval-rows": 400}
 
 
 def _chains(trials: Trials, lane: str, *, twice: bool) -> None:
     rng = random.Random(int(twice))
-    # Programs that are compiled with all optimisations take longer to come.
-    with prepared({} if lane == "full" else QUICK_COMPILES, models=()) as (server, made):
+    with prepared(QUICK_COMPILES, models=()) as (server, made):
         flags = run_flags(made)
         finish(server, runs.line("pretrain", flags, made.folder / "whole"))
         each = (5 if twice else 10) if lane == "full" else 1

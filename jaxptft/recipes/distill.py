@@ -79,8 +79,11 @@ class Config(finetune.Config):
                     f"adapters are for a model in a folder, and student {self.student} is in none; make one (jaxptft "
                     f"convert change {self.teacher} --keep-layers {numbers} --out DIR) and give it as the student"
                 )
-        read_pairs(self.matching.layers)
-        read_pairs(self.matching.relation_layers)
+        for name in ("layers", "relation_layers"):
+            try:
+                read_pairs(getattr(self.matching, name))
+            except ValueError as error:
+                raise ValueError(f"matching.{name}: {error}") from None
         if not self.unlabelled:
             return self
         if self.task != "classification":

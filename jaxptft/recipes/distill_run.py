@@ -14,6 +14,7 @@ from jaxptft.recipes.additions import Addition, Build
 from jaxptft.recipes.distill import Config
 from jaxptft.recipes.finetune_run import FinetuneRun
 from jaxptft.recipes.inference import settings_of
+from jaxptft.recipes.model_source import model_fingerprint
 from jaxptft.recipes.students import in_order, layer_map, make_student
 from jaxptft.recipes.tasks import head_of
 from jaxptft.recipes.tasks.contract import Task
@@ -102,6 +103,8 @@ class DistillRun(FinetuneRun):
                 f"{', '.join(self.teacher.labels)}; they must be the same"
             )
         self.teacher_config = computed_with(self.teacher.config, dtype=self.config.dtype)
+        # By its own name, though what it answers is in the batches or the constants.
+        self.also_same = (("teacher", model_fingerprint(self.teacher.params, self.teacher_config)),)
         self.cached = self._settle_cached(task)
         if self.cached:
             share: dict[str, Any] = {"mesh": self.mesh, "buckets": self.config.length_buckets}

@@ -16,7 +16,7 @@ from jaxptft.recipes.forgetting_probe import Probe
 from jaxptft.recipes.inference import with_settings
 from jaxptft.recipes.measured import Measured
 from jaxptft.recipes.mixed import Mixed
-from jaxptft.recipes.model_source import can_have, locate, open_model
+from jaxptft.recipes.model_source import can_have, locate, model_fingerprint, open_model
 from jaxptft.recipes.tasks import IMAGE_TASKS, head_of, module_of
 from jaxptft.recipes.tasks.contract import Task
 from jaxptft.recipes.tasks.kinds import reads_images
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 class FinetuneRun:
     """Everything between a `Config` and its results; built whole before the first step, so that mistakes come first."""
+
+    also_same: tuple[tuple[str, str], ...] = ()  # what else a resumed run must have in common with its beginning
 
     def __init__(self, config: Config, *, name: str, say: Callable[[str], None], stop: "StopFlag"):
         self.config, self.name, self.say, self.stop = config, name, say, stop
@@ -274,6 +276,7 @@ class FinetuneRun:
 
     def _build_training(self) -> None:
         config, task, penalties = self.config, self.task, self._penalties()
+        imported = {} if config.from_scratch else self.checkpoint.params
         self.probe = probe = self._make_probe()
         watched = probe is not None and config.forgetting.every == "evaluation"
         self.training = Training(
@@ -299,7 +302,8 @@ class FinetuneRun:
                 **({} if self.tokenizer is None else {"tokenizer": data.tokenizer_fingerprint(self.tokenizer)}),
                 **({} if probe is None else {"held_text": probe.fingerprint}),
                 # What was imported: fresh parameters follow from the seed, but for last bits that differ by machine.
-                "initial_model": train.fingerprint({} if config.from_scratch else self.checkpoint.params),
+                "initial_model": model_fingerprint(imported, self.architecture, getattr(task, "preprocessing", None)),
+                **dict(self.also_same),
             },
         )
         training = self.training

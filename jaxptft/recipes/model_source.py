@@ -1,12 +1,14 @@
 """A model, wherever it is: a run folder, a Hugging Face folder, a converted folder, or a name on the hub."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jaxptft import convert
+from jaxptft import convert, train
 from jaxptft.convert.families import FAMILIES
 from jaxptft.convert.hf_config import read_json
 from jaxptft.convert.native import DESCRIPTION
+from jaxptft.data.cache import fingerprint
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.bin", "*.msgpack"]
 
@@ -46,6 +48,17 @@ def open_model(
         return folder, convert.read_native(folder)
     options: dict[str, Any] = {"family": family, "allow_bin": allow_bin, "allow_missing": allow_missing}
     return folder, convert.load(folder, heads=heads, allow_unused=allow_unused, **options)
+
+
+def model_fingerprint(params: Any, architecture: Any, preprocessing: Any = None) -> str:
+    """What tells a model from another: its parameters, what is computed with them, and how images come to it.
+
+    Of the architecture's fields those count that are not as usual, so that one which a later version adds changes none.
+    """
+    described = {field.name: getattr(architecture, field.name) for field in fields(architecture)}
+    usual = {field.name: field.default for field in fields(architecture)}
+    own = {name: value for name, value in sorted(described.items()) if value != usual[name]}
+    return fingerprint([train.fingerprint(params), type(architecture).__name__, repr(own), repr(preprocessing)])
 
 
 def can_have(folder: Path, head: str, *, family: str | None = None) -> bool:

@@ -12,7 +12,7 @@ from jaxptft.recipes import image_objectives, image_pictures
 from jaxptft.recipes import report as reports
 from jaxptft.recipes.importance import features_of_rows
 from jaxptft.recipes.measured import Measured
-from jaxptft.recipes.model_source import open_model
+from jaxptft.recipes.model_source import model_fingerprint, open_model
 from jaxptft.recipes.preprocessing import Preprocessing, read_preprocessing, write_preprocessing
 from jaxptft.recipes.pretrain_images import CODES, Config
 from jaxptft.recipes.probing import Features, nearest_neighbours
@@ -65,7 +65,7 @@ class PretrainImagesRun:
             higher_is_better=higher,
             identity={
                 # What was imported: fresh parameters follow from the seed, but for last bits that differ by machine.
-                "initial_model": train.fingerprint(self.kept),
+                "initial_model": model_fingerprint(self.kept, self.architecture, self.preprocessing),
             },
             imported=None if self.checkpoint is None else self.kept,
             clip_apart=("generator/**",) if config.objective == "gan" else (),

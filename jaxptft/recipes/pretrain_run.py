@@ -13,7 +13,7 @@ from jaxptft import convert, data, models, objectives, train
 from jaxptft.convert.families import find_family
 from jaxptft.convert.heads import find_architecture
 from jaxptft.recipes import report as reports
-from jaxptft.recipes.model_source import open_model
+from jaxptft.recipes.model_source import model_fingerprint, open_model
 from jaxptft.recipes.pretrain import Config
 from jaxptft.recipes.training import (
     EVALUATION_ROWS,
@@ -99,7 +99,7 @@ class PretrainRun:
             identity={
                 "tokenizer": data.tokenizer_fingerprint(self.tokenizer),
                 # What was imported: fresh parameters follow from the seed, but for last bits that differ by machine.
-                "initial_model": train.fingerprint(self.kept),
+                "initial_model": model_fingerprint(self.kept, self.architecture),
             },
             imported=None if self.checkpoint is None else self.kept,
         )

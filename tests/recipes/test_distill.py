@@ -146,6 +146,19 @@ def test_a_run_goes_on_where_it_was_and_does_not_ask_its_teacher_again(
         assert found[name].tobytes() == tensor.tobytes(), name
 
 
+def test_another_teacher_on_resume_is_refused_by_its_name(config, quickly, teacher, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    folder = shutil.copytree(teacher.out / "model", tmp_path / "teacher")
+    values = {"teacher": str(folder), "steps": 1, "evaluate_every": 1}
+    with quickly():
+        distill.run(config(tmp_path / "run", **values), say=lambda line: None)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: array * 1.5 for name, array in tensors.items()}, folder / "model.safetensors")
+    with quickly(), pytest.raises(ValueError, match="was trained with another teacher \\("):
+        distill.run(config(tmp_path / "run", **values, resume=True), say=lambda line: None)
+
+
 def test_texts_whose_words_change_are_answered_anew(config, tmp_path):
     with train.StopFlag() as stop:
         asked = config(tmp_path / "run", augment={"deletion": 0.5})
@@ -235,7 +248,7 @@ def test_logits_are_put_beside_the_rows_they_belong_to():
         ({"model": "x"}, "a distillation has no model, but a student"),
         ({"soft": 0.0}, "soft, hidden, attention and relation are all 0"),
         ({"student": "layers:x"}, "student is 'layers:x'; expected layers counted from 0"),
-        ({"matching": {"layers": "up"}}, "a layer map is 'up'"),
+        ({"matching": {"layers": "up"}}, "matching.layers: a layer map is 'up'"),
         ({"unlabelled": True, "eval": None}, "training rows without labels cannot choose the best model; give eval"),
         ({"unlabelled": True, "task": "regression"}, "unlabelled rows are for classification, and task is regression"),
         ({"unlabelled": True, "label_smoothing": 0.1}, "label_smoothing does not go with unlabelled"),

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxptft import convert, data
+from jaxptft import convert, data, models
 from jaxptft.recipes.inference import Opened
-from jaxptft.recipes.model_source import locate, open_model
+from jaxptft.recipes.model_source import locate, model_fingerprint, open_model
 from jaxptft.recipes.tasks.classification import logits
 
 
@@ -84,3 +84,17 @@ def test_another_family_is_refused(classifier, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
     with pytest.raises(ValueError, match="model_type 't5' is not supported"):
         open_model(tmp_path)
+
+
+def test_a_fingerprint_tells_parameters_architectures_and_preprocessing_apart():
+    params, other = {"w": np.zeros(2)}, {"w": np.ones(2)}
+    bert, relu = models.BertConfig(), models.BertConfig(activation="relu")
+    made = [
+        model_fingerprint(params, bert),
+        model_fingerprint(other, bert),
+        model_fingerprint(params, relu),
+        model_fingerprint(params, models.Gpt2Config()),
+        model_fingerprint(params, bert, {"mean": 0.5}),
+    ]
+    assert len(set(made)) == len(made)
+    assert model_fingerprint(params, models.BertConfig()) == made[0]

@@ -294,6 +294,14 @@ def test_other_data_model_or_tokenizer_on_resume_is_refused_by_its_name(stopped,
     assert "was trained with another initial model (" in refused(*resume)
 
 
+def test_another_architecture_of_the_same_parameters_on_resume_is_refused(stopped, refused, tmp_path):
+    stopped()
+    config = tmp_path / "model/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_act": "relu"}))
+    told = refused("finetune", "--resume", "--out", tmp_path / "run")
+    assert "was trained with another initial model (" in told
+
+
 def test_another_environment_is_said(stopped, command, tmp_path, monkeypatch):
     stopped(steps=2, evaluate_every=2)
     monkeypatch.setenv("NPROC", "77")
