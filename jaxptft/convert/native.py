@@ -111,7 +111,7 @@ def _check(checkpoint: Checkpoint) -> None:
         raise ValueError(f"extras.dtypes has {shown(sorted(others)[0])}, expected one of {', '.join(FLOATING)}")
     family = find_family(checkpoint.family)
     for known, name in extras.names.items():
-        if standard_name(family, name) != known:
+        if standard_name(family, name) not in (known, family.unprefixed.get(known)):
             raise ValueError(f"extras.names calls {spelt(known)} {spelt(name)}, which {family.name} knows as another")
     if labels is not None and not (type(labels) is list and all(type(label) is str for label in labels)):
         raise ValueError(f"labels must be a list of names, got {shown(labels)}")

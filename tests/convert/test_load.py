@@ -403,7 +403,9 @@ def test_native_folder_refuses_damage(folders):
         ("labels", "../..", r"labels must be a list of names, got '\.\./\.\.'"),
         ("labels", ["a", "a"], r"labels must differ from each other, got \['a', 'a'\]"),
         ("extras", {"dtypes": {"a": 2}}, r"extras\.dtypes must map names to names"),
+        ("extras", {"dtypes": {"a": "bool"}}, r"extras\.dtypes has 'bool', expected one of float16, bfloat16, float32"),
         ("extras", {"names": 1}, r"extras\.names must map names to names"),
+        ("extras", {"names": {"pooler.dense.bias": "x"}}, r"names calls pooler\.dense\.bias x, which bert knows as an"),
         ("manifest", {"used": 5}, "TypeError 'int' object is not iterable"),
     ],
 )
