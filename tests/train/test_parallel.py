@@ -119,6 +119,7 @@ def test_each_device_holds_its_share_of_parameters_and_moments(tiny):
     assert train.fingerprint(spread) == train.fingerprint(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [2, 8])
 def test_sixty_steps_with_the_state_cut_follow_sixty_with_it_whole(tiny, fsdp):
     found = {}
@@ -136,7 +137,8 @@ def test_sixty_steps_with_the_state_cut_follow_sixty_with_it_whole(tiny, fsdp):
         for _ in range(60):
             state, metrics = compiled(state, None, batch)
             losses.append(float(metrics["loss"].total))
-        assert jax.tree.map(lambda leaf: leaf.sharding, state) == before
+        if parts > 1:
+            assert jax.tree.map(lambda leaf: leaf.sharding, state) == before
         found[parts] = losses
     np.testing.assert_allclose(found[fsdp], found[1], rtol=1e-5)
     assert found[1][-1] < found[1][0]
