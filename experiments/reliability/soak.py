@@ -111,7 +111,9 @@ def soak(trials: Trials, lane: str) -> None:
             grown = max(memory) / memory[0] - 1
             trials.check(grown <= FLAT, f"{name}: memory by tenths of the run is {memory} MB", of=name)
             for field, counts in least.items():
-                trials.check(max(counts) == counts[0], f"{name}: {field} by tenths of the run are {counts}", of=name)
+                # A save may last as long as a short tenth; what leaks never goes back to where it was.
+                later = min(counts[len(counts) // 2 :])
+                trials.check(later <= counts[0], f"{name}: {field} by tenths of the run are {counts}", of=name)
             last = parts[-1][-1].programs
             trials.check(programs[0] == last, f"{name}: {programs}, {last} programs were compiled", of=name)
             trials.facts[name] = {
