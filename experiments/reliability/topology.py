@@ -6,6 +6,7 @@ python experiments/reliability/topology.py --lane full    # results/topology_ful
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -213,9 +214,11 @@ def lost(trials: Trials, lane: str) -> None:
                 began = time.monotonic()
                 status, told = _finish(pair[1 - victim])
                 _finish(pair[victim])
-                # JAX calls the first its leader; of any other it gives the number on a line of its own.
+                # JAX calls the first its leader; of any other it gives the number on the line after its complaint.
                 named = f"process {victim} is gone" in told or (
-                    "leader" in told if victim == 0 else "stopped sending heartbeats" in told
+                    "leader" in told
+                    if victim == 0
+                    else re.search(r"stopped sending heartbeats\):\s+1\b", told) is not None
                 )
             seconds = time.monotonic() - began
             slowest = max(slowest, seconds)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxptft.train.processes import to_host
+from jaxptft.train.state import is_key
 
 
 class Background:
@@ -78,9 +79,7 @@ def copied_to_host(tree: PyTree) -> PyTree:
 
 
 def _without_key(leaf: object) -> object:
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.key_data(leaf)
-    return leaf
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def _on_host(leaf: object) -> np.ndarray:

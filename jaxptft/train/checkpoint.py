@@ -27,6 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxptft.train.state import is_key
+
 log = logging.getLogger(__name__)
 
 _PREFIX, _UNFINISHED, _DOOMED = "step_", "unfinished-", "doomed-"
@@ -191,7 +193,7 @@ def fingerprint(tree: PyTree) -> str:
     """The SHA-256 of a tree's paths, dtypes, shapes and bytes, in hexadecimal."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
         digest.update(f"{jax.tree_util.keystr(path)}|{array.dtype}|{array.shape}|".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
@@ -250,7 +252,7 @@ def _read_arrays(path: Path, like: PyTree) -> PyTree:
         # These stay NumPy's: JAX would cut 64 bits to 32.
         if not isinstance(leaf, np.ndarray | np.generic | jax.ShapeDtypeStruct):
             value = jnp.array(value, copy=True)
-        if _is_key(leaf):
+        if is_key(leaf):
             value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(leaf))  # pyright: ignore[reportArgumentType]
         leaves.append(jax.device_put(value, leaf.sharding) if isinstance(leaf, jax.Array) and leaf.committed else value)
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -261,13 +263,9 @@ def _named_leaves(tree: PyTree) -> Iterator[tuple[list[str], Any]]:
         yield [jax.tree_util.keystr((entry,), simple=True) for entry in path], leaf
 
 
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _stored(leaf: Any) -> Any:
     """A leaf as it is written: keys as their numbers, Python's scalars as the arrays JAX makes of them."""
-    if _is_key(leaf):
+    if is_key(leaf):
         return jax.random.key_data(leaf)
     return jnp.asarray(leaf) if type(leaf) in (bool, int, float, complex) else leaf
 

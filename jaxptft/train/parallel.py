@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree
 
 from jaxptft.objectives import Batch
+from jaxptft.train.state import is_key
 from jaxptft.train.step import Step
 
 DATA, FSDP = "data", "fsdp"
@@ -95,7 +96,7 @@ def put(leaf: Any, sharding: Any) -> Any:
         return jax.device_put(leaf, sharding)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return leaf if leaf.sharding == sharding else jax.jit(lambda x: x, out_shardings=sharding)(leaf)
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if is_key(leaf):
         whole = put(jax.random.key_data(leaf), sharding)
         return jax.random.wrap_key_data(whole, impl=jax.random.key_impl(leaf))
     # Not `device_put`, which would compare what all processes hold.

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from jaxptft.train.checkpoint import CheckpointStore, DamagedCheckpoint
 from jaxptft.train.parallel import put
 from jaxptft.train.processes import from_first, is_first, value_from_first
+from jaxptft.train.state import is_key
 
 log = logging.getLogger(__name__)
 
@@ -57,17 +58,13 @@ def restore(store: CheckpointStore, like: PyTree, *, step: int) -> tuple[PyTree,
     return jax.tree.map(lambda value, leaf: _placed(from_first(value), leaf), tree, like), meta
 
 
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     """Of what a checkpoint holds: of keys, the numbers that they are made of."""
-    return jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else jax.eval_shape(jnp.asarray, leaf)
+    return jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else jax.eval_shape(jnp.asarray, leaf)
 
 
 def _placed(value: np.ndarray, like: Any) -> Any:
     if not isinstance(like, jax.Array):
         return value
     placed = put(value, like.sharding)
-    return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(like)) if _is_key(like) else placed
+    return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(like)) if is_key(like) else placed

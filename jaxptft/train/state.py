@@ -1,6 +1,6 @@
 """All that a training step carries from one step to the next."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,11 @@ def create_state(
         objective_state=_copied(objective.start(params, batch)),
         rng=jax.random.clone(rng),
     )
+
+
+def is_key(leaf: Any) -> TypeGuard[jax.Array]:
+    """Whether a leaf is a random key, which NumPy cannot hold and which is sent and saved as its numbers."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _copied(tree: PyTree) -> PyTree:
