@@ -133,6 +133,7 @@ def _complained_of(said: str, flags: list[str]) -> int:
     """The place of the word that a complaint without a flag is about; 0 where it is not known."""
     if stray := re.search(r"Unrecognized options: ([^\s,]+)", said):
         words = [place for place, flag in enumerate(flags) if flag == stray[1]]
+        words = words or [place for place, flag in enumerate(flags) if len(flag) > 60 and flag.startswith(stray[1])]
     elif said.endswith("Unrecognized options:"):
         words = [place for place, flag in enumerate(flags) if not flag.strip()]
     elif "--" not in said:  # a long word, which the box has broken

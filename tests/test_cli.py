@@ -124,6 +124,7 @@ FINETUNE = ("finetune", "--model", "m", "--train", "t.csv", "--out", "o")
         ((*FINETUNE, "--optimizer.waruup", "0"), "did you mean 'optimizer.warmup'?"),
         ((*FINETUNE, "-x"), "unknown flag -x"),
         ((*FINETUNE, "stray"), "Unrecognized options: stray"),
+        ((*FINETUNE, "--overwrite", "x" * 9999), "..., after --overwrite; see"),
         ((*FINETUNE, "--steps"), "Missing value for argument '--steps'"),
         ((*FINETUNE, "--steps", "many"), "--steps"),
         ((*FINETUNE, "--steps", "-3"), "--steps is -3: Input should be greater than or equal to 1"),

@@ -21,6 +21,7 @@ from trials import Trials, main
 from jaxptft.cli import main as command_line
 
 FLAT = 0.05  # of the memory at a tenth of the run
+LATE = 2  # threads or descriptors that are opened once, and late
 BEGUN = 0.1  # the share of the run after which nothing may grow
 
 
@@ -111,9 +112,10 @@ def soak(trials: Trials, lane: str) -> None:
             grown = max(memory) / memory[0] - 1
             trials.check(grown <= FLAT, f"{name}: memory by tenths of the run is {memory} MB", of=name)
             for field, counts in least.items():
-                # A save may last as long as a short tenth; what leaks never goes back to where it was.
+                # A save may last as long as a short tenth, and a pool of threads starts one late; what leaks never goes
+                # back to where it was, and goes on: there are tens of saves.
                 later = min(counts[len(counts) // 2 :])
-                trials.check(later <= counts[0], f"{name}: {field} by tenths of the run are {counts}", of=name)
+                trials.check(later <= counts[0] + LATE, f"{name}: {field} by tenths of the run are {counts}", of=name)
             last = parts[-1][-1].programs
             trials.check(programs[0] == last, f"{name}: {programs}, {last} programs were compiled", of=name)
             trials.facts[name] = {
