@@ -46,7 +46,7 @@ from jaxptft.objectives.multiple_choice import multiple_choice
 from jaxptft.objectives.next_token import next_token
 from jaxptft.objectives.patch_position import patch_position
 from jaxptft.objectives.penalty import Penalty, elastic_weight_consolidation, l1, l2, l2_to_pretrained
-from jaxptft.objectives.positions import gather_capacity, gather_positions
+from jaxptft.objectives.positions import gather_capacity, gather_positions, shared_rows
 from jaxptft.objectives.question_answering import answer_places, question_answering
 from jaxptft.objectives.r_drop import r_drop
 from jaxptft.objectives.regression import regression
@@ -104,6 +104,7 @@ __all__ = [
     "gan",
     "gather_capacity",
     "gather_positions",
+    "shared_rows",
     "gaussian_noise",
     "generator_params",
     "gumbel_noise",

@@ -12,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 from jaxptft import losses
 from jaxptft.objectives.block_masking import block_masks, plan_blocks
 from jaxptft.objectives.contract import Batch, Mean, Model, Objective, Params, lift, slice_rng
+from jaxptft.objectives.guessed import guessed
 from jaxptft.objectives.views import View, unchanged, view_images
 
 WORDS = "words"  # the key of the autoencoder's params in the constants
@@ -67,7 +68,7 @@ def beit(
         labels = said.argmax(-1).reshape(masked.shape)
         hidden = masked & batch["valid"][:, None]
         total, count = losses.masked_token_cross_entropy(logits, labels, hidden)
-        right = (jax.lax.stop_gradient(logits).argmax(-1) == labels) & hidden
+        right = guessed(jax.lax.stop_gradient(logits), labels) & hidden
         return total, count, right.sum(axis=1)
 
     def loss(params, batch, context):

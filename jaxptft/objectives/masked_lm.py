@@ -8,30 +8,38 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxptft import losses
 from jaxptft.objectives.contract import Batch, Mean, Metrics, Model, Objective, lift, slice_rng
+from jaxptft.objectives.guessed import guessed
 from jaxptft.objectives.masking import Masking, TokenTable, check_table, corrupt
-from jaxptft.objectives.positions import gather_capacity, gather_positions
+from jaxptft.objectives.positions import gather_capacity, gather_positions, shared_rows
 
 
 class Hidden(NamedTuple):
     """A batch with some of its tokens hidden, and what they were."""
 
     batch: Batch  # corrupted, with the `positions` to predict
-    labels: Int[Array, "batch capacity"]
-    used: Bool[Array, "batch capacity"]  # False in the places that hold no chosen token
+    labels: Int[Array, "groups capacity"]
+    used: Bool[Array, "groups capacity"]  # False in the places that hold no chosen token
     chosen: Int[Array, ""]  # how many tokens were chosen, those without a place among them
 
 
-def hide(rng: PRNGKeyArray, batch: Batch, tokens: TokenTable, masking: Masking, capacity: int | None) -> Hidden:
-    """Corrupt a batch and gather what is to be predicted into `capacity` places a row (None: `gather_capacity`)."""
+def hide(
+    rng: PRNGKeyArray, batch: Batch, tokens: TokenTable, masking: Masking, capacity: int | None, group: int = 1
+) -> Hidden:
+    """Corrupt a batch and gather what is to be predicted into places, `capacity` a row (None: `gather_capacity`).
+
+    Up to `group` rows share their places (see `shared_rows`), and positions count through the tokens of all of them.
+    """
     input_ids, chosen = corrupt(rng, batch, tokens, masking)
-    length = input_ids.shape[1]
-    capacity = gather_capacity(length, masking) if capacity is None else min(capacity, length)
+    rows, length = input_ids.shape
+    group = shared_rows(group, rows, length)
+    chosen = chosen.reshape(rows // group, group * length)
+    capacity = gather_capacity(length, masking, rows=group) if capacity is None else min(capacity, length) * group
     positions, used = gather_positions(chosen, capacity)
-    labels = jnp.take_along_axis(jnp.asarray(batch["input_ids"]), positions, axis=1)
+    labels = jnp.take_along_axis(jnp.asarray(batch["input_ids"]).reshape(chosen.shape), positions, axis=1)
     return Hidden({**batch, "input_ids": input_ids, "positions": positions}, labels, used, chosen.sum())
 
 
-def restored(name: str, logits: Float[Array, "batch capacity vocab"], hidden: Hidden) -> tuple[Mean, Metrics]:
+def restored(name: str, logits: Float[Array, "groups capacity vocab"], hidden: Hidden) -> tuple[Mean, Metrics]:
     """The loss over the hidden tokens, and the metrics `name/accuracy` and `name/overflow`."""
     if logits.shape[:2] != hidden.labels.shape:
         raise ValueError(
@@ -39,7 +47,7 @@ def restored(name: str, logits: Float[Array, "batch capacity vocab"], hidden: Hi
             "those at batch['positions'] only"
         )
     total, count = losses.masked_token_cross_entropy(logits, hidden.labels, hidden.used)
-    right = (jax.lax.stop_gradient(logits).argmax(-1) == hidden.labels) & hidden.used
+    right = guessed(jax.lax.stop_gradient(logits), hidden.labels) & hidden.used
     placed = hidden.used.sum()
     return Mean(total.sum(), count.sum()), {
         f"{name}/accuracy": Mean(right.sum(), placed),
@@ -56,24 +64,39 @@ def check_capacity(capacity: int | None) -> int | None:
     return capacity
 
 
+def check_group(group: int) -> int:
+    """`group` itself. Raises ValueError when it is below 1."""
+    if group < 1:
+        raise ValueError(f"group is {group}; expected at least 1 row")
+    return group
+
+
 def masked_lm(
-    model: Model, *, tokens: TokenTable, masking: Masking | None = None, capacity: int | None = None
+    model: Model,
+    *,
+    tokens: TokenTable,
+    masking: Masking | None = None,
+    capacity: int | None = None,
+    group: int = 1,
 ) -> Objective:
     """Softmax cross-entropy over the vocabulary, averaged over the hidden tokens of the whole batch.
 
-    `model.apply` returns logits [batch, capacity, vocab] at `batch["positions"]`. The batch, packed or not, is what
+    `model.apply` returns logits [groups, capacity, vocab] at `batch["positions"]`. The batch, packed or not, is what
     `corrupt` reads and what else the model needs. `capacity` is the most tokens a row may have predicted (by default
-    sized from its length); chosen tokens beyond it stay corrupted and are not predicted. `masking` is `Masking()` by
-    default. Evaluation corrupts as well: with one key, always alike.
+    sized from its length); chosen tokens beyond it stay corrupted and are not predicted. Up to `group` rows share their
+    places, since many together vary less: sixteen rows of 128 tokens do with 25 places each where one needs 40. It
+    should be the rows that a device has of a (micro-)batch, or hidden states go from one to another. `masking` is
+    `Masking()` by default. Evaluation corrupts as well: with one key, always alike.
 
     Metrics: `masked_lm/accuracy`, and `masked_lm/overflow`, the share of the chosen tokens that found no place.
     Raises ValueError on a table without a mask token, or one that does not fit (see `check_table`).
     """
     masking, capacity = masking or Masking(), check_capacity(capacity)
+    check_group(group)
 
     def loss(params, batch, context):
         corruption, dropout = jax.random.split(context.rng)
-        hidden = hide(corruption, batch, context.constants, masking, capacity)
+        hidden = hide(corruption, batch, context.constants, masking, capacity, group)
         rng = slice_rng(dropout, batch) if context.train else None
         logits = model.apply(params, hidden.batch, rng=rng, train=context.train)
         term, metrics = restored("masked_lm", logits, hidden)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from jaxptft import losses
 from jaxptft.objectives.contract import Mean, Model, Objective, lift, slice_rng
+from jaxptft.objectives.guessed import guessed
 from jaxptft.objectives.masking import places
 
 
@@ -21,7 +22,7 @@ def next_token(model: Model) -> Objective:
         segments = jnp.where(places(batch).real, batch.get("segment_ids", 1), 0)
         total, count = losses.next_token_cross_entropy(logits, batch["input_ids"], segments)
         targets, predicted = losses.next_tokens(batch["input_ids"], segments)
-        right = (jax.lax.stop_gradient(logits).argmax(-1) == targets) & predicted
+        right = guessed(jax.lax.stop_gradient(logits), targets) & predicted
         return (
             {"next_token": Mean(total.sum(), count.sum())},
             {"next_token/accuracy": Mean(right.sum(), predicted.sum())},

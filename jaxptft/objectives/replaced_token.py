@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxptft import losses
 from jaxptft.objectives.contract import Batch, Mean, Model, Objective, Params, lift, slice_rng
-from jaxptft.objectives.masked_lm import Hidden, check_capacity, hide, restored
+from jaxptft.objectives.masked_lm import Hidden, check_capacity, check_group, hide, restored
 from jaxptft.objectives.masking import Masking, Places, TokenTable, check_table, maskable, places, token_keys
 
 SHARED = ("word", "position", "token_type", "norm")  # of the embeddings; a projection to the own width is not
@@ -42,19 +42,21 @@ def _without_shared(generator: Params, discriminator: Params) -> Params:
 
 
 def sample(
-    rng: PRNGKeyArray, logits: Float[Array, "batch capacity vocab"], batch: Batch, hidden: Hidden
+    rng: PRNGKeyArray, logits: Float[Array, "groups capacity vocab"], batch: Batch, hidden: Hidden
 ) -> tuple[Int[Array, "batch length"], Bool[Array, "batch length"]]:
     """The text with tokens drawn from softmax(logits) in its hidden places, and which of them differ from it.
 
     The Gumbel noise is keyed as the masks are, by example and position.
     """
     text, positions = jnp.asarray(batch["input_ids"]), hidden.batch["positions"]
-    at = Places(*(jnp.take_along_axis(part, positions, axis=1) for part in places(batch)))
+    together = text.reshape(len(positions), -1)
+    at = Places(*(jnp.take_along_axis(part.reshape(together.shape), positions, axis=1) for part in places(batch)))
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(token_keys(rng, at))
     drawn = jnp.argmax(jax.lax.stop_gradient(logits) + noise.reshape(logits.shape), axis=-1).astype(text.dtype)
-    rows = jnp.arange(len(text))[:, None]
+    groups = jnp.arange(len(together))[:, None]
     # Unused places all point at position 0; sent out of range, they are dropped.
-    filled = text.at[rows, jnp.where(hidden.used, positions, text.shape[1])].set(drawn, mode="drop")
+    filled = together.at[groups, jnp.where(hidden.used, positions, together.shape[1])].set(drawn, mode="drop")
+    filled = filled.reshape(text.shape)
     return filled, filled != text
 
 
@@ -66,10 +68,11 @@ def replaced_token(
     masking: Masking | None = None,
     weight: float = 50.0,
     capacity: int | None = None,
+    group: int = 1,
 ) -> Objective:
     """The generator's masked-LM loss plus `weight` times the discriminator's loss over all ordinary tokens.
 
-    `generator.apply` returns logits [batch, capacity, vocab] at `batch["positions"]`, `discriminator.apply` logits
+    `generator.apply` returns logits [groups, capacity, vocab] at `batch["positions"]`, `discriminator.apply` logits
     [batch, length], above 0 for "replaced". A token that was sampled but equals the original is not replaced. Padding
     and special tokens are not judged. `masking` by default hides 15 % of the tokens, all behind the mask token, as the
     paper has it; chosen tokens beyond `capacity` are neither predicted nor replaced.
@@ -84,6 +87,7 @@ def replaced_token(
     """
     masking = masking or Masking(mask_share=1.0, random_share=0.0)
     capacity = check_capacity(capacity)
+    check_group(group)
 
     def init(rng, batch):
         generator_rng, discriminator_rng = jax.random.split(rng)
@@ -92,7 +96,7 @@ def replaced_token(
 
     def loss(params, batch, context):
         corruption, sampling, *dropout = jax.random.split(context.rng, 4)
-        hidden = hide(corruption, batch, context.constants, masking, capacity)
+        hidden = hide(corruption, batch, context.constants, masking, capacity, group)
         generator_rng, judge_rng = (slice_rng(key, batch) if context.train else None for key in dropout)
         logits = generator.apply(generator_params(params), hidden.batch, rng=generator_rng, train=context.train)
         generator_term, metrics = restored("generator", logits, hidden)

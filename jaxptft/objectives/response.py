@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxptft import losses
 from jaxptft.objectives.contract import Batch, Mean, Model, Objective, lift, slice_rng
+from jaxptft.objectives.guessed import guessed
 
 
 def response_targets(batch: Batch) -> tuple[Int[Array, "batch length"], Bool[Array, "batch length"]]:
@@ -37,7 +38,7 @@ def response(model: Model) -> Objective:
         logits = model.apply(params, seen, rng=rng, train=context.train)
         targets, counted = response_targets(batch)
         loss = losses.cross_entropy(logits, targets, valid=counted)
-        right = (jax.lax.stop_gradient(logits).argmax(-1) == targets) & counted
+        right = guessed(jax.lax.stop_gradient(logits), targets) & counted
         return loss.sum(1), counted.sum(1).astype(jnp.float32), right.sum()
 
     def loss(params, batch, context):

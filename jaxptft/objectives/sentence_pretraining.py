@@ -9,7 +9,7 @@ from typing import Literal
 import jax
 
 from jaxptft.objectives.contract import Mean, Model, Objective, lift, slice_rng
-from jaxptft.objectives.masked_lm import check_capacity, hide, restored
+from jaxptft.objectives.masked_lm import check_capacity, check_group, hide, restored
 from jaxptft.objectives.masking import Masking, TokenTable, check_table
 from jaxptft.objectives.sentence_pair import check_pairs, judged
 
@@ -24,10 +24,11 @@ def sentence_pretraining(
     masking: Masking | None = None,
     weights: tuple[float, float] = (1.0, 1.0),
     capacity: int | None = None,
+    group: int = 1,
 ) -> Objective:
     """`masked_lm` plus `next_sentence` or `sentence_order`, both judged on the corrupted text.
 
-    `model.apply` returns {"mlm": [batch, capacity, vocab], pair: [batch, 2]}. `weights` are those of the two terms, in
+    `model.apply` returns {"mlm": [groups, capacity, vocab], pair: [batch, 2]}. `weights` are those of the two terms, in
     that order; all else is as in the two objectives, terms and metrics by the same names. Predictions: `logits`
     [batch, 2], of the pair.
 
@@ -37,11 +38,12 @@ def sentence_pretraining(
         raise ValueError(f"pair is {pair!r}; expected 'nsp' or 'sop'")
     name = _NAMES[pair]
     masking, capacity = masking or Masking(), check_capacity(capacity)
+    check_group(group)
 
     def forward(params, batch, context):
         check_pairs(name, batch)
         corruption, dropout = jax.random.split(context.rng)
-        hidden = hide(corruption, batch, context.constants, masking, capacity)
+        hidden = hide(corruption, batch, context.constants, masking, capacity, group)
         rng = slice_rng(dropout, batch) if context.train else None
         return model.apply(params, hidden.batch, rng=rng, train=context.train), hidden
 

@@ -80,8 +80,9 @@ def pretraining(
         return Addition("clm", chosen.weight, lambda build: objectives.next_token(build("causal_lm")), batches)
     table = objectives.TokenTable(*data.token_table(tokenizer, architecture.vocab_size))
     masking = objectives.Masking(**{key: value for key, value in chosen.masking if value is not None})
+    rows = batches.rows_per_batch // (devices * config.accumulate)  # of one
 
     def masked(build: Build) -> objectives.Objective:
-        return objectives.masked_lm(build("masked_lm"), tokens=table, masking=masking)
+        return objectives.masked_lm(build("masked_lm"), tokens=table, masking=masking, group=rows)
 
     return Addition("mlm", chosen.weight, masked, batches, head="mlm")

@@ -222,3 +222,25 @@ def test_errors(arguments, options, message):
 def test_weights_error():
     with pytest.raises(ValueError, match=r"class_weights must have shape \(classes,\)"):
         cross_entropy_weights(LABELS, class_weights=jnp.ones((2, 2)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_forward_mode_and_second_derivatives_are_those_of_the_formula(dtype):
+    """The slope is written out by hand; JAX differentiates log_softmax for comparison."""
+    rng = np.random.default_rng(0)
+    logits, other = jnp.asarray(rng.standard_normal((2, 6, 5)) * 3, dtype)
+    labels, valid = jnp.asarray(rng.integers(0, 5, 6)), jnp.asarray([True, True, False, True, True, True])
+
+    def ours(logits):
+        return cross_entropy(logits, labels, valid=valid).sum()
+
+    def plain(logits):
+        found = jax.nn.log_softmax(logits.astype(jnp.float32))[jnp.arange(6), labels]
+        return -jnp.where(valid, found, 0.0).sum()
+
+    for value, expected in zip(jax.jvp(ours, (logits,), (other,)), jax.jvp(plain, (logits,), (other,)), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+    if dtype == "float32":
+        np.testing.assert_allclose(jax.hessian(ours)(logits), jax.hessian(plain)(logits), atol=1e-6)
+    batched = jax.vmap(jax.grad(ours))(jnp.stack([logits, other]))
+    np.testing.assert_allclose(batched[1].astype("f4"), jax.grad(plain)(other).astype("f4"), rtol=2e-2, atol=1e-6)

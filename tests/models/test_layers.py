@@ -33,6 +33,35 @@ def test_a_rate_below_its_resolution_is_the_identity():
     np.testing.assert_array_equal(dropout(x, 1e-7, jax.random.key(0)), x)
 
 
+@pytest.mark.parametrize("shape", [(64, 1024), (16, 4, 32, 32), (3, 21_845)])
+def test_dropped_elements_are_as_independent_as_coin_tosses(shape):
+    """Counts of agreement between neighbours at many distances, along each axis, the halves of a word, and two keys:
+    each is binomial, so all of some thousand z scores stay below 5."""
+    masks = [np.asarray(dropout(jnp.ones(shape), 0.5, jax.random.key(seed))) == 0 for seed in range(12)]
+    scores = []
+
+    def compare(one, other):
+        scores.append(((one == other).mean() - 0.5) * 2 * np.sqrt(one.size))
+
+    for number, mask in enumerate(masks):
+        flat = mask.ravel()
+        scores.append((flat.mean() - 0.5) * 2 * np.sqrt(flat.size))
+        for distance in [*range(1, 18), *(2**power for power in range(5, 15))]:
+            compare(flat[distance:], flat[:-distance])
+        for axis in range(mask.ndim):
+            if mask.shape[axis] > 1:
+                compare(np.delete(mask, 0, axis), np.delete(mask, -1, axis))
+        for bit in range(15):  # every element against the one whose number differs in one bit
+            partner = np.arange(flat.size) ^ (1 << bit)
+            once = (partner < flat.size) & (partner > np.arange(flat.size))
+            compare(flat[once], flat[partner[once]])
+        for other in masks[:number]:
+            compare(mask, other)
+    assert len(scores) > 500
+    assert np.abs(scores).max() < 5
+    assert 0.8 < np.std(scores) < 1.2
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations_equal_those_of_transformers(name):
     x = np.linspace(-6, 6, 101, dtype=np.float32)

@@ -129,7 +129,8 @@ def toy():
             for head in heads:
                 x = hidden
                 if head == "mlm" and "positions" in batch:
-                    x = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
+                    together = hidden.reshape(len(batch["positions"]), -1, hidden.shape[-1])
+                    x = jnp.take_along_axis(together, batch["positions"][..., None], axis=1)
                 if head in ("nsp", "sop"):
                     x = (hidden * batch["attention_mask"][..., None]).sum(1)
                 logits[head] = x @ params[head]["kernel"]

@@ -54,6 +54,8 @@ def test_with_room_for_all_every_chosen_token_is_predicted(text, tokens, toy, co
 def test_mistakes_are_refused(text, tokens, toy, context_of):
     with pytest.raises(ValueError, match="capacity is 0; expected at least 1 place a row"):
         masked_lm(toy("mlm"), tokens=tokens, capacity=0)
+    with pytest.raises(ValueError, match="group is 0; expected at least 1 row"):
+        masked_lm(toy("mlm"), tokens=tokens, group=0)
     with pytest.raises(ValueError, match="has no mask_id; masking needs a tokenizer with a mask token"):
         masked_lm(toy("mlm"), tokens=tokens._replace(mask_id=None))
     everywhere = masked_lm(toy("clm"), tokens=tokens, capacity=2)  # a model that does not look at `positions`

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 from scipy import stats
 
 from jaxptft import train
-from jaxptft.objectives import Masking, TokenTable, corrupt, gather_capacity, gather_positions
+from jaxptft.objectives import Masking, TokenTable, corrupt, gather_capacity, gather_positions, shared_rows
 from jaxptft.objectives.masking import check_table
 
 PAD, CLS, SEP, MASK = 1, 2, 3, 4
@@ -168,6 +168,21 @@ def test_the_capacity_leaves_next_to_nothing_out(unit, corrupted):
 )
 def test_capacities_by_hand(length, masking, capacity):
     assert gather_capacity(length, masking) == capacity
+
+
+def test_rows_together_need_fewer_places():
+    """By hand: 16 x 19.2 + 5 sqrt(16 x 128 x 0.1275) = 388.0, in eights 392, where each alone would take 40."""
+    assert gather_capacity(128, Masking(), rows=16) == 392
+    assert gather_capacity(6, Masking(rate=0.6), rows=2) == 12  # all of them: 7.2 + 5 sqrt(12 * 0.24) = 15.7
+
+
+@pytest.mark.parametrize(
+    "most, rows, length, expected",
+    [(16, 16, 128, 16), (64, 64, 128, 32), (12, 18, 128, 6), (8, 8, 9999, 1), (5, 8, 8, 1)],
+)
+def test_how_many_rows_share_their_places(most, rows, length, expected):
+    """The largest divisor of both numbers whose rows have 4,096 tokens at most."""
+    assert shared_rows(most, rows, length) == expected
 
 
 def test_positions_are_those_numpy_finds():

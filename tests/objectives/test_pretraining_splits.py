@@ -16,23 +16,27 @@ KEEP_GRADIENT = optax.stateless(lambda updates, params: updates)  # the "update"
 
 
 @pytest.fixture(scope="module")
-def objective(tokens, toy):
-    options = {"tokens": tokens, "capacity": 30}
-    return combine(
-        {
-            "mlm": (1.0, masked_lm(toy("mlm"), masking=Masking(unit="word", rate=0.3), **options)),
-            "clm": (1.0, next_token(toy("clm"))),
-            "rtd": (1.0, replaced_token(toy("mlm"), toy("discriminator"), masking=Masking(rate=0.4), **options)),
-        }
-    )
+def objective_of(tokens, toy):
+    def of(**values):
+        options = {"tokens": tokens, "capacity": 30} | values
+        return combine(
+            {
+                "mlm": (1.0, masked_lm(toy("mlm"), masking=Masking(unit="word", rate=0.3), **options)),
+                "clm": (1.0, next_token(toy("clm"))),
+                "rtd": (1.0, replaced_token(toy("mlm"), toy("discriminator"), masking=Masking(rate=0.4), **options)),
+            }
+        )
+
+    return of
 
 
 @pytest.fixture(scope="module")
-def gradient_of(objective, text, quick):
+def gradient_of(objective_of, text, quick):
+    objective = objective_of()
     params = quick(objective.init)(jax.random.key(1), dict.fromkeys(("mlm", "clm", "rtd"), text.batch))
     everything = jax.tree.map(lambda _: True, params)
 
-    def run(batch, compiled=quick, place=lambda state, batch: (state, batch), **options):
+    def run(batch, compiled=quick, place=lambda state, batch: (state, batch), objective=objective, **options):
         """The gradient of one step, read off as the change an identity optimizer makes, and its metrics."""
         batches = dict.fromkeys(("mlm", "clm", "rtd"), batch)
         state = train.create_state(
@@ -72,6 +76,36 @@ def test_micro_steps_of_uneven_counts_on_eight_devices(gradient_of, text, whole,
         accumulate=4,
     )
     assert_same(found, whole)
+
+
+@pytest.mark.parametrize("group", [3, 4, 16])
+def test_rows_that_share_their_places(gradient_of, objective_of, text, whole, group):
+    """Of sixteen rows each, four or all: three divide them not, and so one."""
+    assert_same(gradient_of(text.batch, objective=objective_of(group=group)), whole)
+
+
+def test_rows_of_a_device_share_their_places_and_nothing_else_crosses(gradient_of, objective_of, text, whole, quick):
+    mesh, programs = train.make_mesh(), []
+    everywhere, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+
+    def compiled(step):
+        step = quick(step, in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere)
+
+        def run(*arguments):
+            programs.append(step.lower(*arguments).compile().as_text())
+            return step(*arguments)
+
+        return run
+
+    place = lambda state, batch: (train.replicate(state, mesh), train.shard(batch, mesh))  # noqa: E731
+    batch = text.unpacked(12, rows=32)  # four rows a device
+    for group in (1, 4):
+        assert_same(gradient_of(batch, compiled, place, objective_of(group=group)), whole)
+    moves = [
+        [program.count(f" {name}(") for name in ("all-gather", "all-to-all", "collective-permute")]
+        for program in programs
+    ]
+    assert moves[0] == moves[1]
 
 
 def test_packed_rows(gradient_of, text, whole):

@@ -1,13 +1,10 @@
 """What every training recipe shares: taking over imported parameters, depths that are frozen, and configs changed."""
 
-from pathlib import Path
-
 import jax.numpy as jnp
 import pytest
 
 from jaxptft import models, objectives, optim
 from jaxptft.recipes import training
-from jaxptft.recipes.training_settings import LearningSettings
 
 FRESH = {
     "backbone": {"embeddings": {"w": jnp.zeros(2)}, "layer_0": {"w": jnp.zeros(2)}, "pooler": {"w": jnp.zeros(2)}},
@@ -73,29 +70,6 @@ def test_one_dropout_replaces_every_rate_and_leaves_what_is_no_rate():
     assert changed.head_dropout is None  # that is, dropout's
     assert changed.classifier_input_dropout is True
     assert training.computed_with(config, dtype="float32") == config
-
-
-def test_more_devices_than_there_are_cannot_be_chosen():
-    with pytest.raises(ValueError, match="devices is 1000, but this machine shows"):
-        training.choose_mesh(LearningSettings(out=Path("run"), devices=1000))
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ({"fsdp": 3}, "fsdp is 3, which does not divide 8 devices"),
-        ({"devices": 2, "fsdp": 4}, "fsdp is 4, which does not divide 2 devices"),
-        ({"fsdp": 2, "parallel": "pmap"}, "parallel is pmap, which does not go with fsdp=2"),
-    ],
-)
-def test_a_mesh_that_cannot_be_is_refused(values, expected):
-    with pytest.raises(ValueError, match=expected):
-        training.choose_mesh(LearningSettings(out=Path("run"), **values))
-
-
-def test_the_mesh_has_the_devices_that_were_asked_for():
-    mesh = training.choose_mesh(LearningSettings(out=Path("run"), devices=4, fsdp=2))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2}
 
 
 def test_each_stage_has_its_own_objective_and_all_the_same_constants():
