@@ -24,13 +24,14 @@ import statistics
 import sys
 from pathlib import Path
 
+import interleaved
 import numpy as np
 import parity
 import peers
 from peers import EAGER, ask
 
 HERE = Path(__file__).parent
-SHAPES = [[2048, 2048, 2048], [1024, 384, 1536], [512, 384, 384]]
+PAIRS = [("ours", "p0"), ("ours", "p1"), ("p1", "p0")]
 TRIALS = [
     EAGER,
     {**EAGER, "optimizer": "foreach"},
@@ -92,13 +93,6 @@ def trial(base: dict, rows: list[int]) -> list[dict]:
     return sorted(found, key=lambda entry: -max(entry["sentences_per_second"], default=0.0))
 
 
-def matmul_rates(base: dict, names: list[str]) -> dict[str, dict[str, float]]:
-    """GFLOP/s of each side's own matmul, a fresh process each; taken before and after the rounds."""
-    request = {**base, "mode": "matmul", "shapes": SHAPES}
-    sides = {"jax" if name == "ours" else "torch": name for name in names}
-    return {side: ask({**request, "worker": name})["gflops"] for side, name in sides.items()}
-
-
 def summary(answers: dict[str, list[dict]], flops: list[float], rate: float) -> dict:
     """Medians and bests over rounds of each worker; a round's entries stand at equal positions."""
     table = {}
@@ -120,21 +114,6 @@ def summary(answers: dict[str, list[dict]], flops: list[float], rate: float) -> 
             ),
         }
     return table
-
-
-def ratios(answers: dict[str, list[dict]]) -> dict:
-    """Ours over each peer: the median of the rounds' own ratios, best over best, and CPU seconds."""
-    speed = {name: [a["sentences"] / a["seconds"] for a in rounds] for name, rounds in answers.items()}
-    cpu = {name: [a["cpu_seconds"] / a["sentences"] for a in rounds] for name, rounds in answers.items()}
-    pairs = [(a, b) for a, b in (("ours", "p0"), ("ours", "p1"), ("p1", "p0")) if a in speed and b in speed]
-    return {
-        f"{a}/{b}": {
-            "paired_median": statistics.median(x / y for x, y in zip(speed[a], speed[b], strict=True)),
-            "best_over_best": max(speed[a]) / max(speed[b]),
-            "cpu_seconds_saved": statistics.median(y / x for x, y in zip(cpu[a], cpu[b], strict=True)),
-        }
-        for a, b in pairs
-    }
 
 
 def main() -> None:
@@ -179,7 +158,7 @@ def main() -> None:
         trials = trial(base, order[:pool])
     options = arguments.p1 or (trials[0]["options"] if trials else EAGER)
     check = compare_losses(base, order, names, arguments.check_batches, options)
-    rates = [matmul_rates(base, names)]
+    rates = [interleaved.matmul_rates(arguments.threads)]
 
     answers: dict[str, list[dict]] = {name: [] for name in names}
     flops, load = [], []
@@ -194,9 +173,9 @@ def main() -> None:
             done = answers[name][-1]
             print(f"round {number} {name}: {done['sentences'] / done['seconds']:.1f} sentences/s", flush=True)
 
-    rates.append(matmul_rates(base, names))
+    rates.append(interleaved.matmul_rates(arguments.threads))
     rate = 1e9 * max(value for once in rates for found in once.values() for value in found.values())
-    table, ratio = summary(answers, flops, rate), ratios(answers)
+    table, ratio = summary(answers, flops, rate), interleaved.ratios(answers, PAIRS, amount="sentences")
     for name, line in table.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in line.items()))
     for pair, line in ratio.items():

@@ -69,18 +69,20 @@ def write_json(path: Path, value: object) -> None:
     temporary.replace(path)
 
 
-def ask(request: dict) -> dict:
+def ask(request: dict, *, script: Path | None = None, environment: Mapping[str, str] | None = None) -> dict:
     """The answer of a fresh worker process: JSON on its stdin, JSON on the last line of its stdout.
 
+    The script is by default the fine-tuning worker of that name; another is called with the argument `worker`.
     RuntimeError with the worker's stderr when it fails.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(request["threads"]), "TOKENIZERS_PARALLELISM": "false"}
+    threads = {"OMP_NUM_THREADS": str(request["threads"]), "TOKENIZERS_PARALLELISM": "false"}
+    command = [str(SCRIPTS[request["worker"]])] if script is None else [str(script), "worker"]
     done = subprocess.run(
-        [sys.executable, str(SCRIPTS[request["worker"]])],
+        [sys.executable, *command],
         input=json.dumps({**request, "sent": time.time()}),
         capture_output=True,
         text=True,
-        env=environment,
+        env={**os.environ, **threads, **(environment or {})},
         check=False,
     )
     if done.returncode != 0:

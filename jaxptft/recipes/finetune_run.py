@@ -11,6 +11,7 @@ import numpy as np
 from jaxptft import convert, data, models, objectives, optim, train
 from jaxptft.recipes import adaptation, additions, forgetting_report, keeping
 from jaxptft.recipes import report as reports
+from jaxptft.recipes.device_mesh import choose_mesh
 from jaxptft.recipes.finetune import Config
 from jaxptft.recipes.forgetting_probe import Probe
 from jaxptft.recipes.inference import with_settings
@@ -24,7 +25,6 @@ from jaxptft.recipes.tasks.labelled_rows import augmented
 from jaxptft.recipes.training import (
     Training,
     adopt,
-    choose_mesh,
     computed_with,
     fresh_pieces,
     frozen_depth,

@@ -10,6 +10,7 @@ import numpy as np
 from jaxptft import convert, data, models, objectives, train
 from jaxptft.recipes import image_objectives, image_pictures
 from jaxptft.recipes import report as reports
+from jaxptft.recipes.device_mesh import choose_mesh
 from jaxptft.recipes.importance import features_of_rows
 from jaxptft.recipes.measured import Measured
 from jaxptft.recipes.model_source import model_fingerprint, open_model
@@ -21,7 +22,6 @@ from jaxptft.recipes.training import (
     LAST,
     Training,
     adopt,
-    choose_mesh,
     computed_with,
     fresh_pieces,
     frozen_depth,

@@ -13,6 +13,7 @@ from jaxptft import convert, data, models, objectives, train
 from jaxptft.convert.families import find_family
 from jaxptft.convert.heads import find_architecture
 from jaxptft.recipes import report as reports
+from jaxptft.recipes.device_mesh import choose_mesh
 from jaxptft.recipes.model_source import model_fingerprint, open_model
 from jaxptft.recipes.pretrain import Config
 from jaxptft.recipes.training import (
@@ -20,7 +21,6 @@ from jaxptft.recipes.training import (
     LAST,
     Training,
     adopt,
-    choose_mesh,
     computed_with,
     dropouts_of,
     fresh_pieces,
@@ -308,16 +308,15 @@ class PretrainRun:
         usual: dict[str, Any] = {"mask_share": 1.0, "random_share": 0.0} if name == "rtd" else {}  # as in its paper
         chosen = {key: value for key, value in self.config.masking.model_dump().items() if value is not None}
         masking = objectives.Masking(**(usual | chosen))
-        masked: dict[str, Any] = {"tokens": objectives.TokenTable(*table), "masking": masking}
+        rows = -(-self.config.batch_size // (self.mesh.size * self.config.accumulate))  # of a device
+        masked: dict[str, Any] = {"tokens": objectives.TokenTable(*table), "masking": masking, "group": rows}
         if name == "mlm":
             return objectives.masked_lm(build("masked_lm"), **masked)
         if name == "rtd":
             generator = models.build(self._generator_config(self.architecture), "masked_lm")
             weight = self.config.generator.weight
             return objectives.replaced_token(generator, build("replaced_token"), weight=weight, **masked)
-        return objectives.sentence_pretraining(
-            build("pretraining"), pair="nsp" if name == "mlm+nsp" else "sop", **masked
-        )
+        return objectives.sentence_pretraining(build("pretraining"), "nsp" if name == "mlm+nsp" else "sop", **masked)
 
     def _contrast(self, frozen_layers: int | None) -> objectives.Objective:
         """Two passes over every text, which differ by their dropout alone."""

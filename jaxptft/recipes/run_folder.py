@@ -29,7 +29,14 @@ _OWN_FILES = (
 )
 _MAY_CHANGE = (
     *("out", "resume", "overwrite", "checkpoint_every", "keep_checkpoints", "steps", "epochs"),
-    *("devices", "fsdp", "parallel", "stuck_after"),  # where it runs; the last bits may differ, which is said
+    *(
+        "devices",
+        "fsdp",
+        "parallel",
+        "stuck_after",
+        "steps_per_dispatch",
+        "read_ahead",
+    ),  # where and how it runs; the last bits may differ, which is said
 )
 _READ = (
     *("model", "teacher", "student", "train", "eval", "test", "corpus", "eval_corpus", "tokenizer"),

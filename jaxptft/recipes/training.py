@@ -206,7 +206,9 @@ class Training:
                     "steps": self.schedule.steps,
                 },
                 learning_rate=self.learning_rate,
-                place=(lambda batch: batch) if self.config.parallel == "pmap" else self._place,
+                place=self._place_of_steps(),
+                together=self.config.steps_per_dispatch,
+                ahead=self.config.read_ahead,
                 progress=progress,
                 stop=self.stop,
             )
@@ -278,9 +280,19 @@ class Training:
             return batches
         return batches.only(train.own_rows(batches.rows_per_batch, self.mesh))
 
+    def _place_of_steps(self) -> Callable[[Any], Any]:
+        most = self.config.steps_per_dispatch
+        if self.config.parallel == "pmap":
+            return lambda batch: batch
+        return self._place if most == 1 else lambda batches: train.shard_together(batches, self.mesh, most)
+
     def _environment(self) -> dict[str, Any]:
         mesh = {"data": self.mesh.shape["data"], "fsdp": self.mesh.shape["fsdp"]}
-        return run_folder.environment() | {"mesh": mesh, "processes": jax.process_count()}
+        return run_folder.environment() | {
+            "mesh": mesh,
+            "processes": jax.process_count(),
+            "steps_per_dispatch": self.config.steps_per_dispatch,
+        }
 
     def _stages(self) -> list[train.Stage]:
         axis_name = "data" if self.config.parallel == "pmap" else None
@@ -295,7 +307,7 @@ class Training:
                 "trainable_parameters": training_plan.count_trainable(self.state.params, mask),
             }
             if axis_name is None:
-                compiled = train.jit_step(step, self.mesh)
+                compiled = train.jit_step(step, self.mesh, together=self.config.steps_per_dispatch)
             else:
                 compiled = train.pmap_step(step, axis_name=axis_name, devices=list(self.mesh.devices.flat))
             stages.append(train.Stage(begin, compiled, facts))
@@ -314,19 +326,6 @@ def _by_stage(
     if differing := [begin for begin in shapes if shapes[begin] != shapes[0]]:
         raise ValueError(f"the objective of the stage from step {differing[0]} has other constants than the first's")
     return found
-
-
-def choose_mesh(config: LearningSettings) -> Any:
-    """The devices that a run uses, of all its processes; ValueError where the machine or the values do not allow it."""
-    devices, processes = jax.devices(), jax.process_count()
-    if config.devices is not None and processes > 1:
-        raise ValueError(f"devices is {config.devices}, but {processes} processes use all of theirs; leave it out")
-    if config.devices is not None and config.devices > len(devices):
-        raise ValueError(f"devices is {config.devices}, but this machine shows {len(devices)}")
-    if config.parallel == "pmap" and (processes > 1 or config.fsdp > 1):
-        told = f"{processes} processes" if processes > 1 else f"fsdp={config.fsdp}"
-        raise ValueError(f"parallel is pmap, which does not go with {told}; leave it out")
-    return train.make_mesh(devices[: config.devices], fsdp=config.fsdp)
 
 
 def frozen_depth(trainable: Any, config: Any) -> int | None:

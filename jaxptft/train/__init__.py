@@ -2,6 +2,7 @@
 
 from jaxptft.train.background import copied_to_host
 from jaxptft.train.checkpoint import CheckpointStore, DamagedCheckpoint, fingerprint, verify
+from jaxptft.train.dispatch import Together, several
 from jaxptft.train.evaluate import Evaluation, evaluate, make_evaluator
 from jaxptft.train.fisher import diagonal_fisher, drawn_labels
 from jaxptft.train.journal import Journal
@@ -15,6 +16,7 @@ from jaxptft.train.parallel import (
     pmap_step,
     replicate,
     shard,
+    shard_together,
     spread,
     spread_shardings,
 )
@@ -50,6 +52,7 @@ __all__ = [
     "State",
     "StopFlag",
     "Stopped",
+    "Together",
     "Watchdog",
     "connect",
     "copied_to_host",
@@ -73,7 +76,9 @@ __all__ = [
     "pmap_step",
     "replicate",
     "restore",
+    "several",
     "shard",
+    "shard_together",
     "spread",
     "spread_shardings",
     "to_host",

@@ -20,6 +20,7 @@ from jaxtyping import PyTree
 from jaxptft.objectives import Batch, Mean, Params
 from jaxptft.train.background import Background, copied_to_host
 from jaxptft.train.checkpoint import CheckpointStore, DamagedCheckpoint
+from jaxptft.train.feed import Feed, Group
 from jaxptft.train.journal import Journal
 from jaxptft.train.processes import is_first
 from jaxptft.train.progress import Progress
@@ -27,7 +28,7 @@ from jaxptft.train.state import State
 from jaxptft.train.step import Step
 from jaxptft.train.stop import StopFlag, Stopped
 
-_IN_FLIGHT = 2  # steps dispatched before the metrics of an older one are read
+_IN_FLIGHT = 2  # dispatches under way before the metrics of an older one are read
 
 
 @dataclass
@@ -87,6 +88,11 @@ class Schedule:
         """Whether something that happens `every` so many steps, and at the end, happens after `step`."""
         return step == self.steps or (every is not None and step > 0 and step % every == 0)
 
+    def next_stop(self, step: int) -> int:
+        """The next step after this one at which the state is needed: for an evaluation, a checkpoint, or the end."""
+        marks = ((step // every + 1) * every for every in (self.evaluate_every, self.checkpoint_every) if every)
+        return min([self.steps, *marks])
+
 
 def fit(
     step: Step | Sequence[Stage],
@@ -102,7 +108,9 @@ def fit(
     loop: LoopState | None = None,
     meta: dict[str, Any] | None = None,
     learning_rate: Callable[[int], Any] | None = None,
-    place: Callable[[Batch], Batch] = lambda batch: batch,
+    place: Callable[[Any], Any] = lambda batch: batch,
+    together: int = 1,
+    ahead: int = 0,
     progress: Progress | None = None,
     stop: StopFlag | None = None,
 ) -> tuple[State, LoopState]:
@@ -120,6 +128,10 @@ def fit(
         loop: from the checkpoint, when resuming; `journal` must have been rewound to the same step.
         learning_rate: of an optimizer step, counted from 0; logged beside the means. Skipped steps move no schedule, so
             the count is of the others.
+        place: puts a batch where the step wants it.
+        together: how many steps are taken in one dispatch at most. Above 1 the steps must be of `several` (as
+            `jit_step` makes them) and `place` gets a list of batches, for `shard_together`.
+        ahead: how many dispatches' batches are read ahead of them, by a thread.
 
     Saving goes on in the background while steps are taken, and what goes wrong with it (OSError on a full disk) is
     raised at the next step. Where several processes run together, the first alone saves.
@@ -135,24 +147,39 @@ def fit(
     stop = StopFlag() if stop is None else stop  # not `or`: a flag that is not set is false
     loop = loop or LoopState()
     now = int(state.step)
-    pending: deque[tuple[int, int, dict[str, Mean]]] = deque()
-    clock = _Clock(journal.path.with_name("speed.jsonl"), now)
+    pending: deque[tuple[Group, dict[str, Mean]]] = deque()
+
+    def next_stop(step: int) -> int:
+        return min([schedule.next_stop(step), *(begin for begin in begins if begin > step)])
+
+    feed = Feed(batch_at, place, start=now, stops=next_stop, steps=schedule.steps, together=together, ahead=ahead)
+    clock = _Clock(journal.path.with_name("speed.jsonl"), now, feed)
 
     def absorb(keep: int) -> None:
         while len(pending) > keep:
-            number, examples, metrics = pending.popleft()
-            values = {name: (float(mean.total), float(mean.count)) for name, mean in jax.device_get(metrics).items()}
-            _count(loop, values, schedule.skipped_limit)
-            clock.examples += examples
-            if progress is not None:
-                progress.update(number, values["loss"][0], examples)
-            if schedule.due(schedule.log_every, number):
-                means = {name: total / count for name, (total, count) in sorted(loop.window.items()) if count}
-                if learning_rate is not None:
-                    means["learning_rate"] = float(learning_rate(max(0, number - loop.skipped - 1)))
-                journal.write(number, kind="train", **_finite(means))
-                loop.window = {}
-                clock.write(number)
+            group, metrics = pending.popleft()
+            columns = {
+                name: (np.ravel(mean.total), np.ravel(mean.count)) for name, mean in jax.device_get(metrics).items()
+            }
+            for place_in_group, examples in enumerate(group.examples):
+                values = {
+                    name: (float(totals[place_in_group]), float(counts[place_in_group]))
+                    for name, (totals, counts) in columns.items()
+                }
+                account(group.first + place_in_group + 1, examples, values)
+
+    def account(number: int, examples: int, values: dict[str, tuple[float, float]]) -> None:
+        _count(loop, values, schedule.skipped_limit)
+        clock.examples += examples
+        if progress is not None:
+            progress.update(number, values["loss"][0], examples)
+        if schedule.due(schedule.log_every, number):
+            means = {name: total / count for name, (total, count) in sorted(loop.window.items()) if count}
+            if learning_rate is not None:
+                means["learning_rate"] = float(learning_rate(max(0, number - loop.skipped - 1)))
+            journal.write(number, kind="train", **_finite(means))
+            loop.window = {}
+            clock.write(number)
 
     def write(store: CheckpointStore, tree: PyTree, about: dict[str, Any], then: Callable[[], None]) -> None:
         """In the background, once the tree is copied, since the next step reuses its memory."""
@@ -200,7 +227,7 @@ def fit(
         journal.forget(now, "evaluation")  # of a run that was killed after it, and before it was saved again
     if now in begins:
         journal.forget(now, "stage")  # which begins below
-    with Background() as background:
+    with Background() as background, feed:
         while True:
             unjudged = schedule.due(schedule.evaluate_every, now) and loop.evaluated_step != now
             if unjudged:
@@ -239,11 +266,11 @@ def fit(
                     shown = "  ".join(f"{name} {value}" for name, value in stage.facts.items())
                     progress.note(f"{progress.name}: step {now}, a new stage  {shown}")
             stop.at(f"reading the batch of step {now}")
-            batch = batch_at(now)
+            group = feed.next()
             stop.at(f"at step {now}")
-            state, metrics = stage.step(state, constants, place(batch))
-            now += 1
-            pending.append((now, _examples(batch), metrics))
+            state, metrics = stage.step(state, constants, group.batch)
+            now = group.end
+            pending.append((group._replace(batch=None), metrics))
             absorb(_IN_FLIGHT)
 
 
@@ -260,13 +287,6 @@ def _count(loop: LoopState, values: dict[str, tuple[float, float]], limit: int) 
         sums[1] += count
 
 
-def _examples(batch: Batch) -> int:
-    """Valid rows, over all sources where the batch holds several."""
-    if "valid" in batch:
-        return int(np.sum(batch["valid"]))
-    return sum(_examples(dict(part)) for part in batch.values() if isinstance(part, Mapping))
-
-
 def _finite(means: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in means.items() if np.isfinite(value)}
 
@@ -278,17 +298,27 @@ def _better(value: float, best: float | None, higher_is_better: bool) -> bool:
 
 
 class _Clock:
-    """Wall-clock seconds and examples between log lines, kept out of the journal, which repeats exactly."""
+    """Wall-clock seconds and examples between log lines, kept out of the journal, which repeats exactly.
 
-    def __init__(self, path: Path, step: int):
-        self.path, self.step = path, step
-        self.examples = 0
+    `waited` is the part of the seconds in which there was no batch to go on with.
+    """
+
+    def __init__(self, path: Path, step: int, feed: Feed):
+        self.path, self.step, self.feed = path, step, feed
+        self.examples, self.waited = 0, 0.0
         self.since = time.perf_counter()
 
     def write(self, step: int) -> None:
         now = time.perf_counter()
         seconds = now - self.since
-        line = {"step": step, "seconds": round(seconds, 4), "examples": self.examples, "steps": step - self.step}
+        waited, self.waited = self.feed.waited - self.waited, self.feed.waited
+        line = {
+            "step": step,
+            "seconds": round(seconds, 4),
+            "waited": round(waited, 4),
+            "examples": self.examples,
+            "steps": step - self.step,
+        }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.step, self.examples, self.since = step, 0, now

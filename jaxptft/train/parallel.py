@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int, PyTree
 
 from jaxptft.objectives import Batch
+from jaxptft.train.dispatch import Together, several, stack
 from jaxptft.train.state import is_key
 from jaxptft.train.step import Step
 
@@ -84,6 +85,16 @@ def shard(batch: Batch, mesh: Mesh) -> Batch:
     return jax.tree.map(lambda leaf: put(leaf, rows), pad_rows(batch, mesh.size))
 
 
+def shard_together(batches: Sequence[Batch], mesh: Mesh, most: int) -> Together:
+    """The batches of up to `most` steps, of one shape, as `jit_step` with `together=most` takes them."""
+    found, places = stack([pad_rows(batch, mesh.size) for batch in batches], most), _places_together(mesh)
+    return Together(jax.tree.map(lambda leaf: put(leaf, places[0]), found.batches), put(found.count, places[1]))
+
+
+def _places_together(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
+    return NamedSharding(mesh, PartitionSpec(None, (DATA, FSDP))), NamedSharding(mesh, PartitionSpec())
+
+
 def own_rows(rows: int, mesh: Mesh) -> Int[np.ndarray, " rows"]:
     """Which of a batch's rows `shard` puts on this process's devices; `rows` is a multiple of the mesh's devices."""
     places = NamedSharding(mesh, PartitionSpec((DATA, FSDP))).addressable_devices_indices_map((rows,))
@@ -127,22 +138,30 @@ def pad_rows(batch: Batch, multiple: int) -> Batch:
     return padded
 
 
-def jit_step(step: Step, mesh: Mesh, *, smallest: int = SMALLEST) -> Step:
+def jit_step(step: Step, mesh: Mesh, *, smallest: int = SMALLEST, together: int = 1) -> Step:
     """The step compiled for a mesh, the state donated: state and constants lie as `spread` puts them, the batch by
-    rows. `smallest` must be what they were spread with."""
+    rows. `smallest` must be what they were spread with.
+
+    With `together` above 1 it takes up to so many steps at once, on what `shard_together` gives, and each metric comes
+    back as [together].
+    """
+    run: Any = step if together == 1 else several(step, together)
+    whole = NamedSharding(mesh, PartitionSpec())
     if mesh.shape[FSDP] == 1:
-        whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
-        return jax.jit(step, in_shardings=(whole, whole, rows), out_shardings=(whole, whole), donate_argnums=0)
+        rows: Any = NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+        if together > 1:
+            rows = Together(*_places_together(mesh))  # pyright: ignore[reportArgumentType]
+        return jax.jit(run, in_shardings=(whole, whole, rows), out_shardings=(whole, whole), donate_argnums=0)
 
     def constrained(tree: PyTree) -> PyTree:
         return jax.lax.with_sharding_constraint(tree, spread_shardings(tree, mesh, smallest=smallest))
 
     def spread_step(state, constants, batch):
-        state, metrics = step(constrained(state), constants, batch)
+        state, metrics = run(constrained(state), constants, batch)
         return constrained(state), metrics
 
     # What comes in is committed, so it says itself how it lies.
-    return jax.jit(spread_step, out_shardings=(None, NamedSharding(mesh, PartitionSpec())), donate_argnums=0)
+    return jax.jit(spread_step, out_shardings=(None, whole), donate_argnums=0)
 
 
 def pmap_step(step: Step, *, axis_name: str = DATA, devices: Sequence[Any] | None = None) -> Step:

@@ -358,3 +358,17 @@ def test_a_run_goes_on_with_its_state_cut_over_other_devices(fine_tune, built, m
     again = fine_tune(tmp_path / "cut", **values, steps=8, devices=2, fsdp=2, resume=True)
     assert "note: mesh was {'data': 2, 'fsdp': 4} when the checkpoint was written" in again.said
     assert arrays_of(tmp_path / "cut")[0] == "step_00000008"
+
+
+def test_several_steps_a_dispatch_learn_the_same_and_may_change_on_resume(fine_tune, tmp_path, lines_of):
+    values = {"evaluate_every": 5, "log_every": 1, "dropout": 0.0, "learning_rate": 1e-3, "keep_checkpoints": 2}
+    fine_tune(tmp_path / "one", **values, steps=12)
+    whole = fine_tune(tmp_path / "together", **values, steps=12, steps_per_dispatch=4)
+    losses = [[line["loss"] for line in lines_of(tmp_path / name, "train")] for name in ("one", "together")]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    for path in (tmp_path / "together/checkpoints").glob("step_00000012"):
+        shutil.rmtree(path)  # as a run that was killed behind step 10
+    again = fine_tune(tmp_path / "together", **values, steps=12, steps_per_dispatch=3, read_ahead=0, resume=True)
+    assert "note: steps_per_dispatch was 4 when the checkpoint was written and is 3 now" in again.said
+    assert again.best_step == whole.best_step
+    assert [line["loss"] for line in lines_of(tmp_path / "together", "train")] == losses[1]  # however they are grouped

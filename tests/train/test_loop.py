@@ -1,5 +1,6 @@
 """The loop on a linear model: what it decides, what it logs, and that no interruption changes either."""
 
+import contextlib
 import errno
 import json
 import os
@@ -83,13 +84,21 @@ def linear():
     trainable = {"w": True, "b": True}
     params = objective.init(None, None)
     mesh = train.make_mesh(jax.devices()[:1])
-    compiled = train.jit_step(train.make_step(objective, optimizer, trainable=trainable), mesh)
+    step = train.make_step(objective, optimizer, trainable=trainable)
 
     def first():
         rng = jax.random.key(0)
         return train.create_state(objective, optimizer, params, batch_at(0), trainable=trainable, rng=rng)
 
-    return SimpleNamespace(step=compiled, first=first, mesh=mesh)
+    return SimpleNamespace(step=train.jit_step(step, mesh), first=first, mesh=mesh, plain=step, dispatch={})
+
+
+@pytest.fixture(scope="module")
+def grouped(linear):
+    """The same, four steps a dispatch, their batches read ahead."""
+    step = train.jit_step(linear.plain, linear.mesh, together=4)
+    place = lambda batches: train.shard_together(batches, linear.mesh, 4)  # noqa: E731
+    return SimpleNamespace(step=step, first=linear.first, dispatch={"place": place, "together": 4, "ahead": 2})
 
 
 def mean_loss(state):
@@ -129,6 +138,7 @@ class Run:
             learning_rate=learning_rate,
             progress=progress,
             stop=stop,
+            **getattr(self.linear, "dispatch", {}),
         )
         return self
 
@@ -191,6 +201,37 @@ def test_a_stop_or_a_kill_at_any_step_changes_no_bit(linear, tmp_path, schedule)
         with pytest.raises(Killed):
             run.go(batch_at=raising_at(k, poisoned))
         assert run.go(batch_at=poisoned).outcome() == whole.outcome(), f"killed at {k}"
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_nor_does_it_where_several_steps_are_one_dispatch(linear, grouped, tmp_path, schedule):
+    """However a group was cut short, and where the shape of batches changes."""
+
+    def varied(step):
+        batch = with_nans_at(2, 7)(step)
+        return {name: np.concatenate([leaf, leaf]) for name, leaf in batch.items()} if step in (5, 6) else batch
+
+    whole = Run(grouped, tmp_path / "whole", store=MemoryStore, **schedule).go(batch_at=varied)
+    end = int(whole.state.step)
+    for k in range(end):
+        run, flag = Run(grouped, tmp_path / f"stopped{k}", store=MemoryStore, **schedule), train.StopFlag()
+        with contextlib.suppress(train.Stopped):  # in the last group there is nothing to stop for
+            run.go(batch_at=stopping_at(k, flag, varied), stop=flag)
+            assert int(run.state.step) == end
+        assert run.go(batch_at=varied).outcome() == whole.outcome(), f"stopped at {k}"
+
+        run = Run(grouped, tmp_path / f"killed{k}", store=MemoryStore, **schedule)
+        with pytest.raises(Killed):
+            run.go(batch_at=raising_at(k, varied))
+        assert run.go(batch_at=varied).outcome() == whole.outcome(), f"killed at {k}"
+
+    one = Run(linear, tmp_path / "one", store=MemoryStore, **schedule).go(batch_at=varied)
+    for (name, together), (_, alone) in zip(whole.outcome()[0], one.outcome()[0], strict=True):
+        if "step" not in name and "rng" not in name and "count" not in name:
+            np.testing.assert_allclose(np.frombuffer(together, "f4"), np.frombuffer(alone, "f4"), rtol=1e-5, atol=1e-6)
+    for together, alone in zip(whole.lines("train"), one.lines("train"), strict=True):
+        assert together.pop("kind") == alone.pop("kind")
+        assert together == pytest.approx(alone, rel=1e-4)
 
 
 def test_stopped_and_killed_again_and_again_on_disk(linear, tmp_path):
@@ -486,7 +527,7 @@ def test_how_long_it_took_goes_to_a_file_of_its_own(linear, tmp_path):
 
 
 def test_a_batch_of_several_sources_counts_the_valid_rows_of_all():
-    from jaxptft.train.loop import _examples
+    from jaxptft.train.feed import _examples
 
     assert _examples({"task": {"valid": np.array([True, False])}, "other": {"valid": np.ones(3, bool)}}) == 4
     assert _examples({"valid": np.array([True, False, True])}) == 2

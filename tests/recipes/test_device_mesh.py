@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pytest
+
+from jaxptft.recipes.device_mesh import choose_mesh
+from jaxptft.recipes.training_settings import LearningSettings
+
+
+def test_more_devices_than_there_are_cannot_be_chosen():
+    with pytest.raises(ValueError, match="devices is 1000, but this machine shows"):
+        choose_mesh(LearningSettings(out=Path("run"), devices=1000))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"fsdp": 3}, "fsdp is 3, which does not divide 8 devices"),
+        ({"devices": 2, "fsdp": 4}, "fsdp is 4, which does not divide 2 devices"),
+        ({"fsdp": 2, "parallel": "pmap"}, "parallel is pmap, which does not go with fsdp=2"),
+        (
+            {"steps_per_dispatch": 8, "parallel": "pmap"},
+            "pmap, which does not go with steps_per_dispatch=8",
+        ),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(values, expected):
+    with pytest.raises(ValueError, match=expected):
+        choose_mesh(LearningSettings(out=Path("run"), **values))
+
+
+def test_the_mesh_has_the_devices_that_were_asked_for():
+    mesh = choose_mesh(LearningSettings(out=Path("run"), devices=4, fsdp=2))
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2}
