@@ -3,12 +3,18 @@
 from typing import TYPE_CHECKING
 
 import jax
+import numpy as np
 
 from jaxptft import train
+from jaxptft.objectives import Batch
 from jaxptft.recipes.training_settings import LearningSettings
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
+
+_TOGETHER = 8  # steps a dispatch, where none are said
+_BYTES = 2**26  # of batches in a dispatch, where none are said
+_LONGEST = 2.0  # seconds of a dispatch, where none are said: a signal is heard after it
 
 
 def choose_mesh(config: LearningSettings) -> "Mesh":
@@ -22,9 +28,19 @@ def choose_mesh(config: LearningSettings) -> "Mesh":
         others = {
             f"{processes} processes": processes > 1,
             f"fsdp={config.fsdp}": config.fsdp > 1,
-            f"steps_per_dispatch={config.steps_per_dispatch}": config.steps_per_dispatch > 1,
+            f"steps_per_dispatch={config.steps_per_dispatch}": (config.steps_per_dispatch or 1) > 1,
         }
         for told, given in others.items():
             if given:
                 raise ValueError(f"parallel is pmap, which does not go with {told}; leave it out")
     return train.make_mesh(devices[: config.devices], fsdp=config.fsdp)
+
+
+def steps_together(config: LearningSettings, batch: Batch) -> tuple[int, float | None]:
+    """How many steps, on batches like this one, a dispatch has at most, and how many seconds it may last."""
+    if config.steps_per_dispatch is not None:
+        return config.steps_per_dispatch, None
+    if config.parallel == "pmap" or jax.process_count() > 1:
+        return 1, None
+    size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(batch))
+    return int(np.clip(_BYTES // max(size, 1), 1, _TOGETHER)), _LONGEST

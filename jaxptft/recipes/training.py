@@ -9,7 +9,7 @@ import jax
 
 from jaxptft import convert, data, optim, train
 from jaxptft.objectives import Objective, Params
-from jaxptft.recipes import run_folder, training_plan, training_state
+from jaxptft.recipes import device_mesh, run_folder, training_plan, training_state
 from jaxptft.recipes.training_plan import STILL
 from jaxptft.recipes.training_settings import LearningSettings, total_steps
 
@@ -133,6 +133,7 @@ class Training:
         self.parameter_count = sum(leaf.size for leaf in jax.tree.leaves(params))
         self.trainable_count = training_plan.count_trainable(params, self.plan.mask(steps - 1))
         first = batches["train"].batch_at(0)
+        self._together, self._longest = device_mesh.steps_together(config, first)
         self.state = training_state.first_state(
             self.objective, self.optimizer, params, first, trainable=self.plan.ever, rng=rng, mesh=mesh
         )
@@ -207,7 +208,8 @@ class Training:
                 },
                 learning_rate=self.learning_rate,
                 place=self._place_of_steps(),
-                together=self.config.steps_per_dispatch,
+                together=self._together,
+                longest=self._longest,
                 ahead=self.config.read_ahead,
                 progress=progress,
                 stop=self.stop,
@@ -281,7 +283,7 @@ class Training:
         return batches.only(train.own_rows(batches.rows_per_batch, self.mesh))
 
     def _place_of_steps(self) -> Callable[[Any], Any]:
-        most = self.config.steps_per_dispatch
+        most = self._together
         if self.config.parallel == "pmap":
             return lambda batch: batch
         return self._place if most == 1 else lambda batches: train.shard_together(batches, self.mesh, most)
@@ -291,7 +293,7 @@ class Training:
         return run_folder.environment() | {
             "mesh": mesh,
             "processes": jax.process_count(),
-            "steps_per_dispatch": self.config.steps_per_dispatch,
+            "steps_per_dispatch": self._together,
         }
 
     def _stages(self) -> list[train.Stage]:
@@ -307,7 +309,7 @@ class Training:
                 "trainable_parameters": training_plan.count_trainable(self.state.params, mask),
             }
             if axis_name is None:
-                compiled = train.jit_step(step, self.mesh, together=self.config.steps_per_dispatch)
+                compiled = train.jit_step(step, self.mesh, together=self._together)
             else:
                 compiled = train.pmap_step(step, axis_name=axis_name, devices=list(self.mesh.devices.flat))
             stages.append(train.Stage(begin, compiled, facts))

@@ -144,8 +144,9 @@ class LearningSettings(PlanSettings):
     keep_checkpoints: int = Field(default=2, ge=1)
     """how many of the newest stay: where one is damaged, the one before is used"""
     log_every: int = Field(default=10, ge=1)
-    steps_per_dispatch: int = Field(default=1, ge=1)
-    """steps that one program takes at most before it comes back: fewer starts where steps are short"""
+    steps_per_dispatch: int | None = Field(default=None, ge=1)
+    """steps that one program takes at most before it comes back: fewer starts where steps are short (default: up to 8,
+    as many as fit into two seconds; 1 in several processes and under pmap)"""
     read_ahead: int = Field(default=2, ge=0)
     """dispatches whose batches are read beforehand, by a thread"""
     seed: int = Field(default=0, ge=0, lt=2**31)

@@ -42,6 +42,8 @@ def stack(batches: Sequence[Batch], most: int) -> Together:
 def several(step: Step, most: int) -> Callable[[State, PyTree, Together], tuple[State, dict[str, Mean]]]:
     """`step` taken `count` times, up to `most`; what it measures comes as [most], zeros behind the last."""
 
+    step = jax.jit(step, inline=True)  # traced once, for its shapes and for the loop
+
     def run(state: State, constants: PyTree, together: Together) -> tuple[State, dict[str, Mean]]:
         first = jax.tree.map(lambda leaf: leaf[0], together.batches)
         _, shapes = jax.eval_shape(step, state, constants, first)

@@ -37,7 +37,8 @@ class Feed:
         together: how many steps a group has at most.
         ahead: how many groups are read ahead, by a thread; 0 reads when asked, in the caller's.
 
-    `waited` is how many seconds callers of `next` have waited so far.
+    `waited` is how many seconds callers of `next` have waited so far. `limit`, up to `together`, may be set at any
+    time: how many steps the groups that are read from then on have at most.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Feed:
     ):
         self._batch_at, self._place, self._stops = batch_at, place, stops
         self._steps, self._together, self._ahead = steps, together, ahead
+        self.limit = together
         self._groups = self._read(start)
         self._coming: deque[Future[Group]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed") if ahead else None
@@ -86,7 +88,7 @@ class Feed:
     def _read(self, now: int) -> Iterator[Group]:
         kept: Batch | None = None
         while now < self._steps:
-            end = min(self._stops(now), now + self._together)
+            end = min(self._stops(now), now + self.limit)
             batches = [self._batch_at(now) if kept is None else kept]
             kept = None
             while now + len(batches) < end:

@@ -110,6 +110,7 @@ def fit(
     learning_rate: Callable[[int], Any] | None = None,
     place: Callable[[Any], Any] = lambda batch: batch,
     together: int = 1,
+    longest: float | None = None,
     ahead: int = 0,
     progress: Progress | None = None,
     stop: StopFlag | None = None,
@@ -131,6 +132,8 @@ def fit(
         place: puts a batch where the step wants it.
         together: how many steps are taken in one dispatch at most. Above 1 the steps must be of `several` (as
             `jit_step` makes them) and `place` gets a list of batches, for `shard_together`.
+        longest: seconds that a dispatch of several steps may last: as few are taken as their pace demands, the first
+            alone. Of several processes each would choose for itself, so there it must be None, for any time.
         ahead: how many dispatches' batches are read ahead of them, by a thread.
 
     Saving goes on in the background while steps are taken, and what goes wrong with it (OSError on a full disk) is
@@ -154,6 +157,7 @@ def fit(
 
     feed = Feed(batch_at, place, start=now, stops=next_stop, steps=schedule.steps, together=together, ahead=ahead)
     clock = _Clock(journal.path.with_name("speed.jsonl"), now, feed)
+    pace = _Pace(feed, together, longest)
 
     def absorb(keep: int) -> None:
         while len(pending) > keep:
@@ -200,6 +204,7 @@ def fit(
 
     def save() -> None:
         nonlocal saved
+        pace.rest()
         absorb(0)
         if saved != (now, asdict(loop)):
             write(checkpoints, state, {**(meta or {}), "loop": asdict(loop)}, keep_named)
@@ -231,6 +236,7 @@ def fit(
         while True:
             unjudged = schedule.due(schedule.evaluate_every, now) and loop.evaluated_step != now
             if unjudged:
+                pace.rest()
                 absorb(0)
             if loop.skipped_in_a_row >= schedule.skipped_limit:
                 save()
@@ -271,7 +277,10 @@ def fit(
             state, metrics = stage.step(state, constants, group.batch)
             now = group.end
             pending.append((group._replace(batch=None), metrics))
-            absorb(_IN_FLIGHT)
+            if len(pending) > _IN_FLIGHT:
+                steps = len(pending[0][0].examples)
+                absorb(_IN_FLIGHT)
+                pace.took(steps)
 
 
 def _count(loop: LoopState, values: dict[str, tuple[float, float]], limit: int) -> None:
@@ -295,6 +304,27 @@ def _better(value: float, best: float | None, higher_is_better: bool) -> bool:
     if not np.isfinite(value):
         return False
     return best is None or (value > best if higher_is_better else value < best)
+
+
+class _Pace:
+    """How many steps a dispatch may have to last no longer than `longest` seconds, by how long those before it took."""
+
+    def __init__(self, feed: Feed, most: int, longest: float | None):
+        self.feed, self.most, self.longest = feed, most, longest
+        self.since: float | None = None
+        if longest is not None:
+            feed.limit = 1
+
+    def rest(self) -> None:
+        """What comes now is no step."""
+        self.since = None
+
+    def took(self, steps: int) -> None:
+        """A dispatch of so many steps has ended, right after the one before it unless there was a rest."""
+        now = time.perf_counter()
+        if self.since is not None and self.longest is not None:
+            self.feed.limit = int(np.clip(self.longest * steps / max(now - self.since, 1e-9), 1, self.most))
+        self.since = now
 
 
 class _Clock:

@@ -1,8 +1,9 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from jaxptft.recipes.device_mesh import choose_mesh
+from jaxptft.recipes.device_mesh import choose_mesh, steps_together
 from jaxptft.recipes.training_settings import LearningSettings
 
 
@@ -31,3 +32,18 @@ def test_a_mesh_that_cannot_be_is_refused(values, expected):
 def test_the_mesh_has_the_devices_that_were_asked_for():
     mesh = choose_mesh(LearningSettings(out=Path("run"), devices=4, fsdp=2))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2}
+
+
+@pytest.mark.parametrize(
+    ("values", "megabytes", "expected"),
+    [
+        ({}, 1, (8, 2.0)),
+        ({}, 20, (3, 2.0)),
+        ({}, 100, (1, 2.0)),
+        ({"steps_per_dispatch": 5}, 100, (5, None)),
+        ({"parallel": "pmap"}, 1, (1, None)),
+    ],
+)
+def test_a_dispatch_has_as_many_steps_as_their_batches_allow(values, megabytes, expected):
+    batch = {"pixels": np.zeros((megabytes, 2**20), np.uint8)}
+    assert steps_together(LearningSettings(out=Path("run"), **values), batch) == expected

@@ -362,7 +362,7 @@ def test_a_run_goes_on_with_its_state_cut_over_other_devices(fine_tune, built, m
 
 def test_several_steps_a_dispatch_learn_the_same_and_may_change_on_resume(fine_tune, tmp_path, lines_of):
     values = {"evaluate_every": 5, "log_every": 1, "dropout": 0.0, "learning_rate": 1e-3, "keep_checkpoints": 2}
-    fine_tune(tmp_path / "one", **values, steps=12)
+    fine_tune(tmp_path / "one", **values, steps=12, steps_per_dispatch=1)
     whole = fine_tune(tmp_path / "together", **values, steps=12, steps_per_dispatch=4)
     losses = [[line["loss"] for line in lines_of(tmp_path / name, "train")] for name in ("one", "together")]
     np.testing.assert_allclose(*losses, rtol=1e-4)

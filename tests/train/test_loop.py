@@ -234,6 +234,22 @@ def test_nor_does_it_where_several_steps_are_one_dispatch(linear, grouped, tmp_p
         assert together == pytest.approx(alone, rel=1e-4)
 
 
+@pytest.mark.parametrize(("longest", "sizes"), [(1e-9, {1}), (1e9, {1, 4})])
+def test_a_dispatch_has_as_many_steps_as_its_time_allows(linear, grouped, tmp_path, longest, sizes):
+    """And it changes no bit."""
+    found = []
+
+    def placed(batches):
+        found.append(len(batches))
+        return grouped.dispatch["place"](batches)
+
+    timed = SimpleNamespace(**vars(grouped) | {"dispatch": {"place": placed, "together": 4, "longest": longest}})
+    whole = Run(grouped, tmp_path / "whole", store=MemoryStore, steps=40).go()
+    assert Run(timed, tmp_path / "timed", store=MemoryStore, steps=40).go().outcome() == whole.outcome()
+    assert set(found) == sizes
+    assert found[0] == 1
+
+
 def test_stopped_and_killed_again_and_again_on_disk(linear, tmp_path):
     schedule = {"log_every": 3, "evaluate_every": 4, "checkpoint_every": 5}
     whole = Run(linear, tmp_path / "whole", **schedule).go()
