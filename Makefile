@@ -2,9 +2,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Large pages and no returning of memory between steps: about a sixth less CPU time a step under glibc.
-LARGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=2147483648:glibc.malloc.trim_threshold=4294967296
-
 .PHONY: demo test slow check lint types doctest bench clean
 
 $(VENV)/.demo: pyproject.toml
@@ -18,7 +15,7 @@ $(VENV)/.test: $(VENV)/.demo
 	touch $@
 
 demo: $(VENV)/.demo          ## the main job on real data: four ways to train, one table
-	$(LARGE_PAGES) $(BIN)/jaxptft demo --out runs/demo --overwrite
+	$(BIN)/jaxptft demo --out runs/demo --overwrite
 
 test: $(VENV)/.test          ## the tests, CPU only, in two processes
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"

@@ -16,12 +16,15 @@ from typing import Any
 
 from jaxptft import __version__
 from jaxptft.recipes import COMMANDS, Command
+from jaxptft.recipes.runtime import take_large_pages
 
+_TRAINING = ("finetune", "pretrain", "pretrain images", "distill", "glue", "sweep", "demo")
 _MISTAKES = (ValueError, OSError, FloatingPointError, RuntimeError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (`sys.argv` by default) and return its exit status."""
+    own = arguments is None  # the process is this command line's
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
@@ -41,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(_overview(f"{arguments[0]} "))
             return 0
         return _complain(f"there is no command {name!r}{nearest(name, list(COMMANDS))}; see jaxptft --help")
+    if own and name in _TRAINING and not {"-h", "--help"} & set(flags):
+        take_large_pages()
     try:
         return _run(COMMANDS[name], name, flags)
     except _MISTAKES as error:
@@ -54,8 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if type(error).__name__ != "Stopped":
             raise
-        resumable = ("finetune", "pretrain", "pretrain images", "distill", "glue", "sweep")
-        hint = "; continue with --resume" if name in resumable else ""
+        hint = "; continue with --resume" if name in _TRAINING and name != "demo" else ""
         print(f"jaxptft: {error}{hint}", file=sys.stderr)
         return error.exit_code  # pyright: ignore[reportAttributeAccessIssue]
 

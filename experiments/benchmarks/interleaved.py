@@ -14,7 +14,7 @@ from typing import Any
 
 import peers
 
-LARGE_PAGES = (  # as the Makefile's: large pages, and no returning of memory between steps
+LARGE_PAGES = (  # as the command line's: large pages, and no returning of memory between steps
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=2147483648:glibc.malloc.trim_threshold=4294967296"
 )
 SHAPES = ((2048, 2048, 2048), (1024, 384, 1536), (512, 384, 384))

@@ -39,19 +39,49 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 """Activations by the names that checkpoints carry."""
 
 
+_STEPS = 2**16  # of a dropout rate
+
+
+class TracedRate(float):
+    """A dropout rate that a compiled program takes as an argument, for the place of a number in a model's config.
+
+    To the config it is a number between 0 and 1, and no other's equal; `dropout` computes with `threshold`, int32 [],
+    what `rate_threshold` makes of the true rate, 0 included.
+    """
+
+    threshold: Int[Array, ""]
+
+    def __new__(cls, threshold: Int[Array, ""]) -> "TracedRate":
+        rate = super().__new__(cls, 0.5)
+        rate.threshold = threshold
+        return rate
+
+    __eq__, __ne__, __hash__ = object.__eq__, object.__ne__, object.__hash__  # since it holds on to one tracing
+
+
+def rate_threshold(rate: float) -> int:
+    """How many of 2**16 equally likely draws drop an element."""
+    return round(rate * _STEPS)
+
+
 def dropout(x: Float[Array, "..."], rate: float, rng: Key[Array, ""]) -> Float[Array, "..."]:
     """Zeroes each element with probability `rate` and scales the others by 1 / (1 - rate).
 
     The rate is kept to within 2**-17, and the scale is that of the rate actually used: one 32-bit draw serves two
     elements. Source: Srivastava et al. 2014, section 4.
     """
-    threshold = round(rate * 2**16)
-    if threshold == 0:
-        return x
+    if isinstance(rate, TracedRate):
+        threshold: Any = rate.threshold
+        scale: Any = (_STEPS / (_STEPS - threshold)).astype(x.dtype)
+    else:
+        threshold = rate_threshold(rate)
+        if threshold == 0:
+            return x
+        scale = _STEPS / (_STEPS - threshold)
     half = (x.shape[-1] + 1) // 2
     words = _draws(rng, (*x.shape[:-1], half))
     draws = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*x.shape[:-1], 2 * half)[..., : x.shape[-1]]
-    return jnp.where(draws >= threshold, x * (2**16 / (2**16 - threshold)), 0).astype(x.dtype)
+    return jnp.where(draws >= threshold, x * scale, 0).astype(x.dtype)
 
 
 def _draws(rng: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:

@@ -8,6 +8,7 @@ Loshchilov and Hutter 2019, arXiv:1711.05101, as in `torch.optim.AdamW` (where t
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import optax
@@ -32,11 +33,11 @@ def _scale_by_pattern(multipliers: Mapping[str, float]) -> optax.GradientTransfo
     return optax.GradientTransformation(init, update)
 
 
-def check_numbers(*, weight_decay: float, clip_norm: float | None, b1: float, b2: float, eps: float) -> None:
-    """ValueError for a number that AdamW cannot have."""
+def check_numbers(*, weight_decay: Any, clip_norm: float | None, b1: float, b2: float, eps: float) -> None:
+    """ValueError for a number that AdamW cannot have; an array, which a program takes as an argument, has any."""
     if clip_norm is not None and not clip_norm > 0.0:
         raise ValueError(f"clip_norm must be positive, or None for no clipping, got {clip_norm}")
-    if not weight_decay >= 0.0:
+    if not isinstance(weight_decay, jax.Array) and not weight_decay >= 0.0:
         raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
     for name, beta in (("b1", b1), ("b2", b2)):
         if not 0.0 <= beta < 1.0:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jaxptft.optim.adamw import check_numbers
 from jaxptft.optim.patterns import by_pattern, paths
@@ -102,7 +102,7 @@ def plan_adamw(
     learning_rate: optax.ScalarOrSchedule,
     table: Timetable,
     *,
-    weight_decay: float = 0.01,
+    weight_decay: float | Float[Array, ""] = 0.01,
     clip_norm: float | None = 1.0,
     clip_apart: Sequence[str] = (),
     b1: float = 0.9,
@@ -115,7 +115,7 @@ def plan_adamw(
     (`partition(params, table.stages[step])`): the norm that is clipped is that of what trains now, and the learning
     rate is the schedule's at the number of updates so far, for new and old parameters alike. Where the plan has one
     stage its updates are `adamw`'s, bit for bit. What a pattern of `clip_apart` matches is clipped by a norm of its
-    own, and the rest by theirs (`clip_by_group`).
+    own, and the rest by theirs (`clip_by_group`). `weight_decay` may be an array, and so an argument of the program.
 
     Raises:
         ValueError: a number out of range, or patterns to clip apart where nothing is clipped; at `init` or `update`, a
@@ -128,7 +128,7 @@ def plan_adamw(
 
     def decayed(rule: Rule, update: PyTree, parameter: PyTree) -> PyTree:
         decay = weight_decay if rule.decay is None else rule.decay
-        return update + decay * parameter if decay else update
+        return update + decay * parameter if isinstance(decay, jax.Array) or decay else update
 
     return optax.chain(
         clip_by_group(clip_norm, clip_apart) if clip_norm is not None and clip_apart else clip,

@@ -8,11 +8,12 @@ import jax
 from jaxptft import data, models, objectives, train
 from jaxptft.data.cache import fingerprint
 from jaxptft.recipes.additions import Addition, Build
+from jaxptft.recipes.adoption import fresh_pieces
 from jaxptft.recipes.finetune import Adaptation, Config
 from jaxptft.recipes.importance import Importance, Weighted, features_of_rows, importance_weights
 from jaxptft.recipes.measured import Measured
 from jaxptft.recipes.tasks.splits import batch_options
-from jaxptft.recipes.training import EVALUATION_ROWS, TextBatches, fresh_pieces
+from jaxptft.recipes.training import EVALUATION_ROWS, TextBatches
 from jaxptft.recipes.training_settings import total_steps
 
 TARGET = "target"  # the name of its rows in a batch

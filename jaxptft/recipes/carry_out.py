@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,28 +39,33 @@ class Done(NamedTuple):
     seconds: float  # of training, evaluations included; of this process
 
 
-def carry_out(config: Config, say: Say, build: Callable[[Config, Say, train.StopFlag], Work]) -> Done:
+def carry_out(
+    config: Config, say: Say, build: Callable[[Config, Say, train.StopFlag], Work], stop: train.StopFlag | None = None
+) -> Done:
     """Build a run, take its folder, train, and finish, so that a mistake costs nothing and a stop can be resumed.
 
     Where the environment names several processes (`jaxptft launch`), they are one run: only the first writes to the
-    config's folder and speaks. Raises what `build` and `run_folder` refuse, before the first step; `train.Stopped`
+    config's folder and speaks. `stop` is a flag that somebody else sets, in the place of one that signals set, for runs
+    in threads. Raises what `build` and `run_folder` refuse, before the first step; `train.Stopped`
     after saving when SIGTERM or Ctrl-C asks for it.
     """
     train.connect()
     runtime.keep_compiled_programs()
     config, say = _own(config, say)
     try:
-        return _carry_out(config, say, build)
+        return _carry_out(config, say, build, stop)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() > 1:
             _leave(error)
         raise
 
 
-def _carry_out(config: Config, say: Say, build: Callable[[Config, Say, train.StopFlag], Work]) -> Done:
+def _carry_out(
+    config: Config, say: Say, build: Callable[[Config, Say, train.StopFlag], Work], given: train.StopFlag | None
+) -> Done:
     claim = {"resume": config.resume, "overwrite": config.overwrite}
     run_folder.check(config.out, config, **claim)
-    with train.StopFlag() as stop:
+    with train.StopFlag() if given is None else nullcontext(given) as stop:
         try:
             work = build(config, say, stop)
         except train.Stopped:

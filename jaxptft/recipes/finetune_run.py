@@ -1,19 +1,20 @@
 """The parts of one fine-tuning put together: data, model, objective, optimizer, loop, and what remains of it."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
 from jaxptft import convert, data, models, objectives, optim, train
-from jaxptft.recipes import adaptation, additions, forgetting_report, keeping
+from jaxptft.recipes import adaptation, additions, dials, forgetting_report, keeping
 from jaxptft.recipes import report as reports
+from jaxptft.recipes.adoption import adopt, fresh_pieces, refuse_frozen_fresh
 from jaxptft.recipes.device_mesh import choose_mesh
 from jaxptft.recipes.finetune import Config
-from jaxptft.recipes.forgetting_probe import Probe
+from jaxptft.recipes.forgetting_probe import probe_of
 from jaxptft.recipes.inference import with_settings
 from jaxptft.recipes.measured import Measured
 from jaxptft.recipes.mixed import Mixed
@@ -22,14 +23,7 @@ from jaxptft.recipes.tasks import IMAGE_TASKS, head_of, module_of
 from jaxptft.recipes.tasks.contract import Task
 from jaxptft.recipes.tasks.kinds import reads_images
 from jaxptft.recipes.tasks.labelled_rows import augmented
-from jaxptft.recipes.training import (
-    Training,
-    adopt,
-    computed_with,
-    fresh_pieces,
-    frozen_depth,
-    refuse_frozen_fresh,
-)
+from jaxptft.recipes.training import Training, computed_with, frozen_depth
 
 if TYPE_CHECKING:
     from jaxptft.train import LoopState, StopFlag
@@ -40,8 +34,16 @@ class FinetuneRun:
 
     also_same: tuple[tuple[str, str], ...] = ()  # what else a resumed run must have in common with its beginning
 
-    def __init__(self, config: Config, *, name: str, say: Callable[[str], None], stop: "StopFlag"):
-        self.config, self.name, self.say, self.stop = config, name, say, stop
+    def __init__(
+        self,
+        config: Config,
+        *,
+        name: str,
+        say: Callable[[str], None],
+        stop: "StopFlag",
+        program: dials.Program | None = None,
+    ):
+        self.config, self.name, self.say, self.stop, self.program = config, name, say, stop, program
         self.measured = Measured(config.out, resume=config.resume)
         self.mesh = choose_mesh(config)
         self._open_model()
@@ -49,6 +51,21 @@ class FinetuneRun:
         stop.raise_if_set()
         self._build_model()
         self._build_training()
+
+    def sibling(self, config: Config, *, name: str, say: Callable[[str], None], stop: "StopFlag") -> "FinetuneRun":
+        """A run of the same program, whose dials, seed, folder and test rows may be others; what it can it shares.
+
+        Raises ValueError, naming the key, where it would be another program.
+        """
+        dials.check_one_program(self.config, config)
+        other = copy(self)
+        other.config, other.name, other.say, other.stop = config, name, say, stop
+        other.measured = Measured(config.out, resume=config.resume)
+        if (config.seed, config.test) != (self.config.seed, self.config.test):
+            other._read_data()
+        other._build_model()
+        other._build_training()
+        return other
 
     def _open_model(self) -> None:
         config = self.config
@@ -184,7 +201,9 @@ class FinetuneRun:
         config, checkpoint, task = self.config, self.checkpoint, self.task
         self.architecture = computed_with(checkpoint.config, dtype=config.dtype, dropout=config.dropout)
         init_rng, self.step_rng = jax.random.split(jax.random.key(config.seed))
-        fresh = train.made_spread(self._learnt(None).init, self.mesh)(init_rng, self.batches["train"].batch_at(0))
+        make = lambda: train.made_spread(self._learnt(None).init, self.mesh)  # noqa: E731
+        init = make() if self.program is None else self.program.part("init", make)
+        fresh = init(init_rng, self.batches["train"].batch_at(0))
 
         kept, head = {"backbone": checkpoint.params["backbone"]}, "fresh"
         if task.head is not None and task.head in checkpoint.params:
@@ -255,29 +274,27 @@ class FinetuneRun:
         reads = {addition.name: addition.reads for addition in self.additions if addition.reads is not None}
         return objectives.combine({"task": (1.0, task), **others}, penalties=penalties, reads=reads)
 
-    def _make_probe(self) -> Probe | None:
-        """What remembers the model as it was imported; None where nobody asks what is forgotten."""
-        config, original = self.config, self.checkpoint.params
-        if not config.forgetting.corpus:
-            return None
-        if config.from_scratch:
-            raise ValueError("forgetting compares with what was imported, and nothing is; leave out from_scratch")
-        return Probe(
-            config.forgetting,
-            {name: original[name] for name in ("backbone", "mlm") if name in original},
-            name=config.model,
+    def _build_training(self) -> None:
+        config, task = self.config, self.task
+        self._elastic = keeping.elastic_weight(
+            config,
+            checkpoint=self.checkpoint,
             architecture=self.checkpoint.config,
             tokenizer=self.tokenizer,
-            max_length=config.max_length,
+            kept={} if config.from_scratch else self.kept,
+            moves=self.moves,
             mesh=self.mesh,
             say=self.say,
             stop=self.stop,
+            measured=self.measured,
         )
-
-    def _build_training(self) -> None:
-        config, task, penalties = self.config, self.task, self._penalties()
+        penalties = self._penalties()
         imported = {} if config.from_scratch else self.checkpoint.params
-        self.probe = probe = self._make_probe()
+        self.probe = probe = probe_of(
+            config,
+            self.checkpoint,
+            **{"tokenizer": self.tokenizer, "mesh": self.mesh, "say": self.say, "stop": self.stop},
+        )
         watched = probe is not None and config.forgetting.every == "evaluation"
         self.training = Training(
             config,
@@ -285,9 +302,9 @@ class FinetuneRun:
             say=self.say,
             stop=self.stop,
             mesh=self.mesh,
-            objective=lambda learns: self._objective(
-                frozen_depth(keeping.moving(learns), self.architecture), penalties
-            ),
+            objective=lambda learns: self._objective_of(learns, penalties),
+            program=self.program,
+            objective_with=self._objective_with,
             params=self.params,
             trainable=self.trainable,
             rng=self.step_rng,
@@ -310,37 +327,18 @@ class FinetuneRun:
         self.say(f"model: {self.origin}; {training.trainable_count:,} of {training.parameter_count:,} parameters train")
 
     def _penalties(self) -> list[objectives.Penalty]:
-        config = self.config
-        return self._l2_to_pretrained() + keeping.elastic_weight(
-            config,
-            checkpoint=self.checkpoint,
-            architecture=self.checkpoint.config,
-            tokenizer=self.tokenizer,
-            kept={} if config.from_scratch else self.kept,
-            moves=self.moves,
-            mesh=self.mesh,
-            say=self.say,
-            stop=self.stop,
-            measured=self.measured,
-        )
+        return keeping.l2_to_pretrained(self.config, self.params, self.moves, self.imported) + self._elastic
 
-    def _l2_to_pretrained(self) -> list[objectives.Penalty]:
-        weight, l2 = self.config.l2_to_pretrained, self.config.l2
-        if not weight:
-            if l2.factors or l2.new:
-                raise ValueError("l2.factors and l2.new shape l2_to_pretrained, which is 0; give it a weight")
-            return []
-        reference, _ = optim.partition(self.imported, _restrict(self.moves, self.imported))
-        if not jax.tree.leaves(reference):
-            raise ValueError("l2_to_pretrained needs trainable parameters that were imported; there are none")
-        learnt, _ = optim.partition(keeping.without_adapters(self.params), self.moves)
-        weights = jax.tree.map(lambda factor: weight * factor, optim.by_pattern(learnt, l2.factors, default=1.0))
-        whole = objectives.l2_to_pretrained(jax.tree.map(np.asarray, reference), weights=weights, new_weight=l2.new)
+    def _objective_of(self, learns: Any, penalties: Sequence[objectives.Penalty]) -> objectives.Objective:
+        """Of a stage, whose trainable mask `learns` is."""
+        return self._objective(frozen_depth(keeping.moving(learns), self.architecture), penalties)
 
-        def of_what_learns(params, constants, rng):  # the rest does not move
-            return whole.loss(optim.partition(params, self.moves)[0], constants, rng)
-
-        return [whole._replace(loss=of_what_learns)]
+    def _objective_with(self, learns: Any, chosen: dials.Dials) -> objectives.Objective:
+        """The same with other dials, as a program takes them."""
+        own = copy(self)
+        own.config = dials.turned(self.config, chosen)
+        own.architecture = computed_with(self.checkpoint.config, dtype=own.config.dtype, dropout=own.config.dropout)
+        return own._objective_of(learns, own._penalties())
 
     def finish(self, loop: "LoopState") -> dict[str, reports.Report]:
         """Take the best model, report on it, and save it as a Hugging Face folder."""
@@ -392,8 +390,3 @@ class FinetuneRun:
 
     def _source_is_float32(self) -> bool:
         return set(self.checkpoint.extras.dtypes.values()) <= {"float32"}
-
-
-def _restrict(tree: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
-    """The part of a tree that `like` has too."""
-    return {key: _restrict(tree[key], value) if isinstance(value, dict) else tree[key] for key, value in like.items()}

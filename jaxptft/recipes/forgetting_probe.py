@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxptft import data, losses, models, objectives, optim, train
+from jaxptft import convert, data, losses, models, objectives, optim, train
 from jaxptft.recipes.drift import drift
+from jaxptft.recipes.finetune import Config
 from jaxptft.recipes.forgetting import HeldText
 from jaxptft.recipes.forgetting_report import Comparison, Layer
 from jaxptft.recipes.training import EVALUATION_ROWS, computed_with
@@ -17,6 +18,20 @@ from jaxptft.recipes.training_plan import piece_of
 
 _BUCKETS = 4
 _FEWEST = 4  # rows, below which the debiased CKA is not defined
+
+
+def probe_of(config: Config, checkpoint: convert.Checkpoint, **options: Any) -> "Probe | None":
+    """The probe of a fine-tuning that remembers the model as it was imported; None where nobody asks what is forgotten.
+
+    `options` are `Probe`'s others. Raises ValueError too where nothing is imported.
+    """
+    if not config.forgetting.corpus:
+        return None
+    if config.from_scratch:
+        raise ValueError("forgetting compares with what was imported, and nothing is; leave out from_scratch")
+    original = {name: checkpoint.params[name] for name in ("backbone", "mlm") if name in checkpoint.params}
+    options |= {"name": config.model, "architecture": checkpoint.config, "max_length": config.max_length}
+    return Probe(config.forgetting, original, **options)
 
 
 class Probe:

@@ -156,6 +156,26 @@ def _read_places(model: models.Model) -> Callable[..., tuple[Any, Any]]:
     return lambda params, batch, context: objectives.answer_places(_logits(model, params, batch, context), batch)
 
 
+def l2_to_pretrained(config: Config, params: Any, moves: Any, imported: Any) -> list[objectives.Penalty]:
+    """L2-SP towards the imported parameters, over those that move; [] where it has no weight."""
+    weight, l2 = config.l2_to_pretrained, config.l2
+    if not isinstance(weight, jax.Array) and not weight:
+        if l2.factors or l2.new:
+            raise ValueError("l2.factors and l2.new shape l2_to_pretrained, which is 0; give it a weight")
+        return []
+    reference, _ = optim.partition(imported, _restrict(moves, imported))
+    if not jax.tree.leaves(reference):
+        raise ValueError("l2_to_pretrained needs trainable parameters that were imported; there are none")
+    learnt, _ = optim.partition(without_adapters(params), moves)
+    weights = jax.tree.map(lambda factor: weight * factor, optim.by_pattern(learnt, l2.factors, default=1.0))
+    whole = objectives.l2_to_pretrained(jax.tree.map(np.asarray, reference), weights=weights, new_weight=l2.new)
+
+    def of_what_learns(params, constants, rng):  # the rest does not move
+        return whole.loss(optim.partition(params, moves)[0], constants, rng)
+
+    return [whole._replace(loss=of_what_learns)]
+
+
 def elastic_weight(
     config: Config,
     *,
@@ -283,3 +303,8 @@ def _first(batches: Batches, rows: int, stop: train.StopFlag) -> Iterator[dict[s
         kept = real & (np.cumsum(real) <= rows)
         rows -= int(kept.sum())
         yield {**batch, "valid": valid & kept.reshape(-1, *(1,) * (valid.ndim - 1))}
+
+
+def _restrict(tree: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
+    """The part of a tree that `like` has too."""
+    return {key: _restrict(tree[key], value) if isinstance(value, dict) else tree[key] for key, value in like.items()}

@@ -10,6 +10,7 @@ import numpy as np
 from jaxptft import convert, data, models, objectives, train
 from jaxptft.recipes import image_objectives, image_pictures
 from jaxptft.recipes import report as reports
+from jaxptft.recipes.adoption import adopt, fresh_pieces, refuse_frozen_fresh
 from jaxptft.recipes.device_mesh import choose_mesh
 from jaxptft.recipes.importance import features_of_rows
 from jaxptft.recipes.measured import Measured
@@ -21,12 +22,9 @@ from jaxptft.recipes.training import (
     EVALUATION_ROWS,
     LAST,
     Training,
-    adopt,
     computed_with,
-    fresh_pieces,
     frozen_depth,
     last,
-    refuse_frozen_fresh,
 )
 
 if TYPE_CHECKING:

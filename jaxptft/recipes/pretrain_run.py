@@ -13,6 +13,7 @@ from jaxptft import convert, data, models, objectives, train
 from jaxptft.convert.families import find_family
 from jaxptft.convert.heads import find_architecture
 from jaxptft.recipes import report as reports
+from jaxptft.recipes.adoption import adopt, fresh_pieces, refuse_frozen_fresh
 from jaxptft.recipes.device_mesh import choose_mesh
 from jaxptft.recipes.model_source import model_fingerprint, open_model
 from jaxptft.recipes.pretrain import Config
@@ -20,13 +21,10 @@ from jaxptft.recipes.training import (
     EVALUATION_ROWS,
     LAST,
     Training,
-    adopt,
     computed_with,
     dropouts_of,
-    fresh_pieces,
     frozen_depth,
     last,
-    refuse_frozen_fresh,
 )
 
 if TYPE_CHECKING:

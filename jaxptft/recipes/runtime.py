@@ -1,6 +1,36 @@
 """Settings of JAX itself that every recipe wants."""
 
 import os
+import sys
+from pathlib import Path
+
+_TUNABLES = "GLIBC_TUNABLES"
+_LARGE_PAGES = ":".join(
+    ("glibc.malloc.hugetlb=1", f"glibc.malloc.mmap_threshold={2**31}", f"glibc.malloc.trim_threshold={2**32}")
+)
+_ACCELERATORS = ("nvidiactl", "kfd", "accel0", "accel", "vfio")  # in /dev, of GPUs and TPUs
+
+
+def take_large_pages() -> None:
+    """Start this process anew with memory in large pages that is kept between steps, where that makes steps faster.
+
+    That is on CPU under glibc: a sixth less time where each step is a dispatch of its own, a twelfth where several are
+    one. Does nothing where an accelerator is in /dev, where GLIBC_TUNABLES is set, and under JAXPTFT_LARGE_PAGES=0.
+    """
+    if os.environ.get("JAXPTFT_LARGE_PAGES") == "0" or _TUNABLES in os.environ or not _has_glibc():
+        return
+    if any((Path("/dev") / name).exists() for name in _ACCELERATORS) or not sys.executable:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, sys.orig_argv, {**os.environ, _TUNABLES: _LARGE_PAGES})
+
+
+def _has_glibc() -> bool:
+    try:
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+    except (AttributeError, ValueError, OSError):  # no such question on Windows, macOS, musl
+        return False
 
 
 def keep_compiled_programs() -> None:

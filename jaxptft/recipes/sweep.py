@@ -5,19 +5,22 @@ other seeds and with the test rows, so that what is reported was not chosen for 
 """
 
 import json
+import math
 import shutil
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jaxptft.recipes.search_space import Range, Space, draw, read_space, with_values
 from jaxptft.recipes.settings import Settings, build, keys, nearest, read_yaml
 
 _JOURNAL, _RECORD = "study.log", "config.yaml"
-_MAY_CHANGE = ("out", "resume", "trials", "reruns")
+_MAY_CHANGE = ("out", "resume", "trials", "reruns", "at_once")
 _LOWER_IS_BETTER = ("loss", "perplexity", "mse")
 _HEAVY = ("checkpoints", "model", "generator", "adapter")  # of a trial, which nobody continues
 
@@ -39,11 +42,29 @@ class Config(Settings):
     """in all, those before --resume included"""
     sampler: Literal["tpe", "random"] = "tpe"
     """tree-structured Parzen estimators, or values drawn at random"""
+    vectorized: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """trials are runs of one program, compiled once, where only learning_rate, dropout, l2_to_pretrained and
+    optimizer.weight_decay are searched: on CPU one after another, else at_once side by side (vmap)"""
+    at_once: int | None = Field(default=None, ge=1)
+    """with --vectorized: trials side by side (default: 1 on CPU, else 8)"""
+    halving: int = Field(default=3, ge=0)
+    """with --vectorized: of the trials at their 1st, 3rd, 9th, ... evaluation the best of so many goes on (asynchronous
+    successive halving, arXiv:1810.05934); 0: all end by themselves"""
     reruns: int = Field(default=3, ge=1)
     """how often the best values are run again, each time with another seed, and with the test rows"""
     seed: int = Field(default=0, ge=0)
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """go on with the sweep in --out; a trial that was cut short is run again"""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Config":
+        if self.vectorized and self.recipe != "finetune":
+            raise ValueError(f"vectorized trials are fine-tunings, and recipe is {self.recipe}; leave one of them out")
+        if self.at_once is not None and not self.vectorized:
+            raise ValueError("at_once is of vectorized trials; give vectorized too, or leave it out")
+        if self.halving == 1:
+            raise ValueError("halving is 1, by which every trial would go on; give 0 for that, or from 2 on")
+        return self
 
 
 class Result(NamedTuple):
@@ -70,6 +91,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Result:
     recipe = _recipe(config.recipe)
     base = read_yaml(config.base)
     spaces = _spaces(config, recipe.Config, base)
+    _check_vectorized(config, base, spaces)
     _claim(config)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(config.out / _JOURNAL)))
@@ -86,56 +108,142 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Result:
     seed = config.seed + len(study.trials)  # after a resume other values are drawn than before
     samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
     study.sampler = samplers[config.sampler](seed=seed)
+    study.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=max(2, config.halving))
 
     def ended() -> list[Any]:
         return study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
 
-    def objective(trial: Any) -> float:
-        chosen = draw(trial, spaces)
+    def pruned() -> list[Any]:
+        return study.get_trials(states=(optuna.trial.TrialState.PRUNED,))
+
+    runner = _runner(config, recipe, base)
+    telling = threading.Lock()
+
+    def objective(trial: Any, chosen: Mapping[str, Any], stop: Any) -> float:
         out = config.out / "trials" / f"{trial.number:04d}"
         values = with_values(base, {**chosen, "out": str(out), "overwrite": (out / "config.yaml").exists()})
         values = {**values, "resume": False, **({"test": None} if "test" in recipe.Config.model_fields else {})}
-        metrics = _metrics(recipe.run(build(recipe.Config, values), name=out.name, say=_quiet), "eval")
-        for name in _HEAVY:
-            shutil.rmtree(out / name, ignore_errors=True)
+
+        def judged(work: Any, step: int, metrics: Mapping[str, float]) -> None:
+            """Stops a trial that others have outrun, unless it is at its end anyway."""
+            value = metrics.get(metric or work.training.schedule.monitor)
+            if config.halving and value is not None and math.isfinite(value) and step < work.training.schedule.steps:
+                with telling:
+                    trial.report(value, len(reported.setdefault(trial.number, [])) + 1)
+                    reported[trial.number].append(value)
+                    if trial.should_prune():
+                        raise optuna.TrialPruned(f"{value:.4f} at step {step}")
+
+        try:
+            metrics = _metrics(runner.run(build(recipe.Config, values), out.name, judged, stop), "eval")
+        finally:
+            for name in _HEAVY:
+                shutil.rmtree(out / name, ignore_errors=True)
         if metric is not None and metric not in metrics and ended():
             raise ValueError(f"it has no {metric}, as where every prediction is one number")
         name = _named(metric, metrics)
         say(f"trial {trial.number}: {name} {metrics[name]:.4f}  {_shown(chosen)}")
         return metrics[name]
 
-    attempts = 0
-    while len(ended()) < config.trials and attempts < 2 * config.trials:
-        attempts += 1
-        trial = study.ask()
+    def take(trial: Any, chosen: Mapping[str, Any], stop: Any) -> None:
+        found: dict[str, Any] = {}
         try:
-            study.tell(trial, objective(trial))
+            found = {"values": objective(trial, chosen, stop)}
+        except optuna.TrialPruned as outrun:
+            found = {"state": optuna.trial.TrialState.PRUNED}
+            say(f"trial {trial.number} stopped: {outrun}  {_shown(trial.params)}")
         except (ValueError, FloatingPointError) as error:  # values that do not go together
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            found = {"state": optuna.trial.TrialState.FAIL}
             say(f"trial {trial.number} failed: {error}")
+        with telling:
+            study.tell(trial, **found)
+
+    reported: dict[int, list[float]] = {}
+    attempts = 0
+    while (lacking := config.trials - len(ended()) - len(pruned())) > 0 and attempts < 2 * config.trials:
+        trials = [study.ask() for _ in range(min(runner.at_once, lacking))]
+        attempts += len(trials)
+        runner.all_of([partial(take, trial, draw(trial, spaces)) for trial in trials])
     if not ended():
         raise RuntimeError(f"none of {attempts} trials came to an end; the last message above says why")
     best = study.best_trial
     assert best.value is not None
     say(f"best of {len(ended())} trials: {best.value:.4f}  {_shown(best.params)}")
-    reruns = _rerun(config, recipe, base, best.params, say)
+    reruns = _rerun(config, runner, recipe.Config, base, best.params, say)
     _report(config, study, ended(), reruns, say)
     return Result(dict(best.params), float(best.value), reruns, len(ended()))
 
 
+class _Runner(NamedTuple):
+    """How runs are made: `run` makes one, of a config, a name, what is told of evaluations, and a flag to stop by;
+    `all_of` does some jobs that each make one, `at_once` at most, and gives them the flag."""
+
+    run: Callable[[Any, str, Any, Any], Any]
+    all_of: Callable[[Sequence[Callable[[Any], None]]], None]
+    at_once: int
+
+
+def _runner(config: Config, recipe: Any, base: Mapping[str, Any]) -> _Runner:
+    if not config.vectorized:
+
+        def one_by_one(jobs: Sequence[Callable[[Any], None]]) -> None:
+            for job in jobs:
+                job(None)
+
+        return _Runner(lambda own, name, judged, stop: recipe.run(own, name=name, say=_quiet), one_by_one, 1)
+
+    import jax
+
+    from jaxptft.recipes.one_program import Runs
+
+    at_once = config.at_once or (1 if jax.default_backend() == "cpu" else 8)
+    if at_once > 1 and base.get("fsdp", 1) > 1:
+        raise ValueError("runs side by side hold their states whole; leave out fsdp, or take --at-once 1")
+    runs = Runs(side_by_side=at_once > 1)
+    run = lambda own, name, judged, stop: runs.run(own, name=name, say=_quiet, judged=judged, stop=stop)  # noqa: E731
+    return _Runner(run, runs.at_once, at_once)
+
+
+def _check_vectorized(config: Config, base: Mapping[str, Any], spaces: Mapping[str, Space]) -> None:
+    """ValueError where the trials cannot be runs of one program."""
+    if not config.vectorized:
+        return
+    for key, only in (("parallel", "jit"), ("baseline", "none")):
+        if base.get(key, only) != only:
+            raise ValueError(f"vectorized trials do not go with {key}={base[key]}; leave one of them out")
+    from jaxptft.recipes.dials import check_dials
+
+    check_dials(spaces)
+    penalty = spaces.get("l2_to_pretrained", (1,))
+    if 0 in ((penalty.low,) if isinstance(penalty, Range) else penalty):
+        raise ValueError("l2_to_pretrained of 0 is a program without it; search above 0, or leave out --vectorized")
+
+
 def _rerun(
-    config: Config, recipe: Any, base: Mapping[str, Any], best: Mapping[str, Any], say: Callable[[str], None]
+    config: Config,
+    runner: _Runner,
+    kind: Any,
+    base: Mapping[str, Any],
+    best: Mapping[str, Any],
+    say: Callable[[str], None],
 ) -> dict[str, list[float]]:
     import numpy as np
 
     found: dict[str, list[float]] = {}
     first = int(base.get("seed", 0)) + 1
-    for number in range(config.reruns):
+    results: dict[int, Any] = {}
+
+    def again(number: int, stop: Any) -> None:
         out = config.out / "best" / str(number)
         values = with_values(base, {**best, "seed": first + number, "out": str(out), "resume": False})
         values["overwrite"] = (out / "config.yaml").exists()
-        result = recipe.run(build(recipe.Config, values), name=f"best, seed {first + number}", say=_quiet)
-        for name, value in _metrics(result, "test").items():
+        results[number] = runner.run(build(kind, values), f"best, seed {first + number}", None, stop)
+
+    for start in range(0, config.reruns, runner.at_once):
+        numbers = range(start, min(start + runner.at_once, config.reruns))
+        runner.all_of([partial(again, number) for number in numbers])
+    for number in range(config.reruns):
+        for name, value in _metrics(results[number], "test").items():
             found.setdefault(name, []).append(value)
     for name, values in found.items():
         spread = f" +- {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""

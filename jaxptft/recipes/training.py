@@ -3,14 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, Protocol
 
 import jax
 
-from jaxptft import convert, data, optim, train
+from jaxptft import data, optim, train
 from jaxptft.objectives import Objective, Params
 from jaxptft.recipes import device_mesh, run_folder, training_plan, training_state
-from jaxptft.recipes.training_plan import STILL
+from jaxptft.recipes.dials import Dials, Program, dials_of, turned
 from jaxptft.recipes.training_settings import LearningSettings, total_steps
 
 EVALUATION_ROWS = 64  # in a batch
@@ -48,6 +49,9 @@ class Training:
     without dropout; the state and constants of all stages are one. imported, where it is given, is what did not start
     afresh; a plan that would never train the rest is refused. prepare is called when the folder is the run's, before
     the first step. Leaves that match clip_apart are clipped by a norm of their own.
+
+    Where `program` is given, it is shared with other runs, and the steps take the dials of this one as arguments:
+    objective_with makes the objective of a trainable mask with the dials that it is given.
     """
 
     def __init__(
@@ -71,30 +75,22 @@ class Training:
         watch: Callable[[train.State], dict[str, float]] | None = None,
         prepare: Callable[[], None] = lambda: None,
         clip_apart: Sequence[str] = (),
+        program: Program | None = None,
+        objective_with: Callable[[Any, Dials], Objective] | None = None,
     ):
         self.config, self.name, self.say, self.stop, self.mesh = config, name, say, stop, mesh
         self.batches, self._judge, self._watch, self._prepare = batches, judge, watch, prepare
         per_epoch = batches["train"].steps_per_epoch
         steps = total_steps(config, per_epoch)
-        o = config.optimizer
-        self.learning_rate = optim.schedule(
-            o.schedule, peak=config.learning_rate, steps=steps, warmup=o.warmup, cycles=o.cycles
-        )
+        self._program, self._objective_with = program, objective_with
+        self.judged: Callable[[int, dict[str, float]], None] = lambda step, metrics: None  # told of every evaluation
         self.plan = training_plan.settle(
-            config, params, trainable, multipliers=o.multipliers, steps=steps, imported=imported
+            config, params, trainable, multipliers=config.optimizer.multipliers, steps=steps, imported=imported
         )
         if imported is not None:
             training_plan.refuse_fresh(self.plan, imported)
-        self.optimizer = optim.plan_adamw(
-            self.learning_rate,
-            self.plan,
-            weight_decay=o.weight_decay,
-            clip_norm=o.clip_norm,
-            b1=o.b1,
-            b2=o.b2,
-            eps=o.eps,
-            clip_apart=clip_apart,
-        )
+        self._clip_apart = clip_apart
+        self.learning_rate, self.optimizer = self._make_optimizer(config, steps)
         self._objectives = _by_stage(objective, self.plan, steps)
         self.objective = self._objectives[0]
         if self.objective.coupled and config.accumulate > 1:
@@ -113,7 +109,7 @@ class Training:
             higher_is_better=higher_is_better,
             patience=config.patience,
         )
-        self._evaluator = train.make_evaluator(self.objective)
+        self._evaluator = self._part("evaluator", lambda: train.make_evaluator(self.objective))
         self._place = lambda batch: train.shard(batch, mesh)
         self._constants = train.spread(constants, mesh)
         folder = config.out / "checkpoints"
@@ -133,7 +129,9 @@ class Training:
         self.parameter_count = sum(leaf.size for leaf in jax.tree.leaves(params))
         self.trainable_count = training_plan.count_trainable(params, self.plan.mask(steps - 1))
         first = batches["train"].batch_at(0)
-        self._together, self._longest = device_mesh.steps_together(config, first)
+        self._together, self._longest = self._part("together", lambda: device_mesh.steps_together(config, first))
+        if program is not None and program.beside is not None:
+            self._longest = None  # runs that meet must go on by as many steps
         self.state = training_state.first_state(
             self.objective, self.optimizer, params, first, trainable=self.plan.ever, rng=rng, mesh=mesh
         )
@@ -180,10 +178,13 @@ class Training:
         def judged(state: train.State) -> dict[str, float]:
             evaluation = self.evaluate(state, "eval")
             found = evaluation.metrics | self._judge(evaluation)
-            return found if self._watch is None else found | self._watch(state)
+            found = found if self._watch is None else found | self._watch(state)
+            self.judged(int(state.step), found)
+            return found
 
         with ExitStack() as around:
-            progress = train.Progress(self.name, self.schedule.steps) if train.is_first() else None
+            alone = self._program is None or self._program.beside is None  # a terminal has room for one
+            progress = train.Progress(self.name, self.schedule.steps) if train.is_first() and alone else None
             if progress is not None:
                 around.enter_context(progress)
             limit = self.config.stuck_after or (_STUCK_AFTER if jax.process_count() > 1 else None)
@@ -192,7 +193,7 @@ class Training:
             self.state, loop = train.fit(
                 self._stages(),
                 self.state,
-                self._constants,
+                self._constants if self._program is None else self._own_constants(),
                 self._read_for(self.batches["train"]).batch_at,
                 schedule=self.schedule,
                 evaluate=judged,
@@ -215,6 +216,10 @@ class Training:
                 stop=self.stop,
             )
         return loop
+
+    def release(self) -> None:
+        """Let go of the state: a run that others share a program with may be held on to for long."""
+        del self.state
 
     def refuse_shorter(self) -> None:
         """ValueError where the run that is resumed has done more steps than are asked for; nothing is touched."""
@@ -301,19 +306,46 @@ class Training:
         stages = []
         for begin, objective in self._objectives.items():
             mask = self.plan.stages[begin]
-            step = train.make_step(
-                objective, self.optimizer, trainable=mask, accumulate=self.config.accumulate, axis_name=axis_name
-            )
             facts = {
                 "unfrozen": training_plan.unfrozen_at(self.plan, begin),
                 "trainable_parameters": training_plan.count_trainable(self.state.params, mask),
             }
-            if axis_name is None:
-                compiled = train.jit_step(step, self.mesh, together=self._together)
-            else:
-                compiled = train.pmap_step(step, axis_name=axis_name, devices=list(self.mesh.devices.flat))
+            compiled = self._part(("step", begin), partial(self._compiled, objective, mask, axis_name))
             stages.append(train.Stage(begin, compiled, facts))
         return stages
+
+    def _compiled(self, objective: Objective, mask: Any, axis_name: str | None) -> Any:
+        taken: dict[str, Any] = {"trainable": mask, "accumulate": self.config.accumulate, "axis_name": axis_name}
+        step = train.make_step(objective, self.optimizer, **taken)
+        if axis_name is not None:
+            return train.pmap_step(step, axis_name=axis_name, devices=list(self.mesh.devices.flat))
+        if self._program is None:
+            return train.jit_step(step, self.mesh, together=self._together)
+        assert self._objective_with is not None
+        with_dials = self._objective_with
+
+        def step_with_dials(state: train.State, constants: Any, batch: Any) -> Any:
+            dials, shared = constants
+            _, optimizer = self._make_optimizer(turned(self.config, dials), self.schedule.steps)
+            return train.make_step(with_dials(mask, dials), optimizer, **taken)(state, shared, batch)
+
+        compile_ = train.jit_step if self._program.beside is None else self._program.beside.step
+        return compile_(step_with_dials, self.mesh, together=self._together)
+
+    def _own_constants(self) -> Any:
+        """What a step of a program that is shared takes: the dials of this run, and the constants."""
+        return train.replicate(dials_of(self.config), self.mesh), self._constants
+
+    def _make_optimizer(self, config: LearningSettings, steps: int) -> tuple[Any, Any]:
+        """The learning rate by step, and the optimizer."""
+        o = config.optimizer
+        rate = optim.schedule(o.schedule, peak=config.learning_rate, steps=steps, warmup=o.warmup, cycles=o.cycles)
+        chosen: dict[str, Any] = {"weight_decay": o.weight_decay, "clip_norm": o.clip_norm, "b1": o.b1, "b2": o.b2}
+        return rate, optim.plan_adamw(rate, self.plan, **chosen, eps=o.eps, clip_apart=self._clip_apart)
+
+    def _part(self, name: Any, make: Callable[[], Any]) -> Any:
+        """A part of the program, which other runs may have made."""
+        return make() if self._program is None else self._program.part(name, make)
 
 
 def _by_stage(
@@ -352,45 +384,10 @@ def dropouts_of(config: Any) -> list[str]:
     """The names of a model's dropout rates."""
     # None stands for another field's rate, True and False for whether a place drops at all.
     ending = [field.name for field in fields(config) if field.name.endswith("dropout")]
-    return [name for name in ending if type(getattr(config, name)) in (int, float)]
+    values = {name: getattr(config, name) for name in ending}
+    return [name for name, value in values.items() if isinstance(value, int | float) and not isinstance(value, bool)]
 
 
 def last(state: train.State) -> dict[str, float]:
     """What makes every later model the better one, as LAST."""
     return {LAST: float(state.step)}
-
-
-def adopt(kept: Params, fresh: Params, freeze: str) -> tuple[Params, Any]:
-    """Imported parameters completed by fresh ones, and which of them train.
-
-    `freeze="backbone"` keeps what was imported of it: a piece that starts afresh, as a pooler may, trains like a head.
-    What was imported and this task does not use (a pooler under masked language modelling) stays, as it is; running
-    statistics, which no gradient reaches, are renewed by the objective, and fixed tables stay.
-    """
-    params = convert.complete(kept, fresh)
-    used = set(optim.paths(fresh))
-    trainable = optim.trainable_mask(params, freeze)
-    leaves, tree = jax.tree.flatten(trainable)
-    new = set(training_plan.fresh_paths(params, kept)) if freeze == "backbone" else set()
-    known = zip(optim.paths(params), leaves, strict=True)
-    return params, jax.tree.unflatten(
-        tree, [(learns or path in new) and path in used and not path.endswith(STILL) for path, learns in known]
-    )
-
-
-def fresh_pieces(fresh: Params, kept: Params) -> list[str]:
-    """The parts of the backbone, as `backbone/pooler`, that `kept` lacks wholly or in part."""
-    known = set(optim.paths(kept))
-    lacking = (path for path in optim.paths(fresh) if path.startswith("backbone/") and path not in known)
-    return sorted({"/".join(path.split("/")[:2]) for path in lacking})
-
-
-def refuse_frozen_fresh(fresh: Params, trainable: Any, kept: Params, *, model: str, freeze: str) -> None:
-    """ValueError where a parameter that starts afresh would be kept as it starts."""
-    known, used = set(optim.paths(kept)), set(optim.paths(fresh))
-    for path, learns in zip(optim.paths(trainable), jax.tree.leaves(trainable), strict=True):
-        if not learns and path in used and path not in known and not path.endswith(STILL):
-            raise ValueError(
-                f"{path} is not in {model}, so it starts afresh, and freeze={freeze!r} would keep it there; "
-                "let it train"
-            )

@@ -32,6 +32,7 @@ from jaxptft.train.processes import (
 )
 from jaxptft.train.progress import Progress
 from jaxptft.train.restore import newest_whole, restore
+from jaxptft.train.side_by_side import SideBySide
 from jaxptft.train.state import State, create_state
 from jaxptft.train.step import make_step
 from jaxptft.train.stop import StopFlag, Stopped
@@ -48,6 +49,7 @@ __all__ = [
     "LoopState",
     "Progress",
     "Schedule",
+    "SideBySide",
     "Stage",
     "State",
     "StopFlag",

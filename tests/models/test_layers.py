@@ -7,7 +7,16 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from jaxptft.models.layers import ACTIVATIONS, LayerNorm, attend, attention_mask, dropout, position_ids
+from jaxptft.models.layers import (
+    ACTIVATIONS,
+    LayerNorm,
+    TracedRate,
+    attend,
+    attention_mask,
+    dropout,
+    position_ids,
+    rate_threshold,
+)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -74,6 +83,15 @@ def test_layer_norm_equals_torch_far_from_zero():
     ours = LayerNorm(1e-12, "float32").apply({"params": {"scale": jnp.ones(33), "bias": jnp.zeros(33)}}, x)
     theirs = torch.nn.functional.layer_norm(torch.tensor(x, dtype=torch.float64), (33,), eps=1e-12)
     np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-3)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.37, 0.9])
+def test_a_rate_that_is_an_argument_drops_the_same(rate):
+    x, rng = jax.random.normal(jax.random.key(0), (7, 33)), jax.random.key(1)
+    told = jax.jit(lambda threshold: dropout(x, TracedRate(threshold), rng))(rate_threshold(rate))
+    np.testing.assert_allclose(told, dropout(x, rate, rng), rtol=1e-6)
+    assert 0 < TracedRate(jnp.int32(0)) < 1  # to a config it is on, whatever it comes to
+    assert TracedRate(jnp.int32(0)) != TracedRate(jnp.int32(0))
 
 
 def test_the_two_attentions_agree_and_ignore_masked_positions():

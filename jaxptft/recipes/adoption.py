@@ -1,0 +1,46 @@
+"""What of a model is imported, what starts afresh, and which of it may train."""
+
+from typing import Any
+
+import jax
+
+from jaxptft import convert, optim
+from jaxptft.objectives import Params
+from jaxptft.recipes import training_plan
+from jaxptft.recipes.training_plan import STILL
+
+
+def adopt(kept: Params, fresh: Params, freeze: str) -> tuple[Params, Any]:
+    """Imported parameters completed by fresh ones, and which of them train.
+
+    `freeze="backbone"` keeps what was imported of it: a piece that starts afresh, as a pooler may, trains like a head.
+    What was imported and this task does not use (a pooler under masked language modelling) stays, as it is; running
+    statistics, which no gradient reaches, are renewed by the objective, and fixed tables stay.
+    """
+    params = convert.complete(kept, fresh)
+    used = set(optim.paths(fresh))
+    trainable = optim.trainable_mask(params, freeze)
+    leaves, tree = jax.tree.flatten(trainable)
+    new = set(training_plan.fresh_paths(params, kept)) if freeze == "backbone" else set()
+    known = zip(optim.paths(params), leaves, strict=True)
+    return params, jax.tree.unflatten(
+        tree, [(learns or path in new) and path in used and not path.endswith(STILL) for path, learns in known]
+    )
+
+
+def fresh_pieces(fresh: Params, kept: Params) -> list[str]:
+    """The parts of the backbone, as `backbone/pooler`, that `kept` lacks wholly or in part."""
+    known = set(optim.paths(kept))
+    lacking = (path for path in optim.paths(fresh) if path.startswith("backbone/") and path not in known)
+    return sorted({"/".join(path.split("/")[:2]) for path in lacking})
+
+
+def refuse_frozen_fresh(fresh: Params, trainable: Any, kept: Params, *, model: str, freeze: str) -> None:
+    """ValueError where a parameter that starts afresh would be kept as it starts."""
+    known, used = set(optim.paths(kept)), set(optim.paths(fresh))
+    for path, learns in zip(optim.paths(trainable), jax.tree.leaves(trainable), strict=True):
+        if not learns and path in used and path not in known and not path.endswith(STILL):
+            raise ValueError(
+                f"{path} is not in {model}, so it starts afresh, and freeze={freeze!r} would keep it there; "
+                "let it train"
+            )
