@@ -8,7 +8,6 @@ the saturation of HSV; only its hue is the same, and used.
 
 from typing import NamedTuple
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -56,6 +55,8 @@ def apply_jitter(image: Seen, jitter: Jitter) -> Seen:
         return blends(image, lambda step: True)
     # A switch over the order would run all four parts in each place under vmap: this runs the hue, the dearest, once.
     image = blends(image, lambda step: step < jitter.before)
+    import dm_pix  # here: it takes long to import, and texts need none of it
+
     image = jnp.clip(dm_pix.adjust_hue(image, jitter.turn), 0.0, 1.0)
     return blends(image, lambda step: step >= jitter.before)
 
@@ -117,6 +118,8 @@ def solarise(p: float = 0.2, *, threshold: float = 0.5) -> View:
 
     def view(key, image):
         image = as_float(image)
+        import dm_pix  # here: it takes long to import, and texts need none of it
+
         return jnp.where(chance(draw(key, 1)[0], p), dm_pix.solarize(image, threshold), image)
 
     return view

@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -153,6 +152,8 @@ def random_crop(size: int | Sequence[int], *, padding: int = 0) -> View:
             raise ValueError(
                 f"a crop of {size} does not fit an image of {image.shape[:2]}, padding included; resize it first"
             )
+        import dm_pix  # here: it takes long to import, and texts need none of it
+
         return jnp.asarray(dm_pix.random_crop(key, image, (*size, image.shape[-1])))
 
     return view
@@ -166,6 +167,8 @@ def center_crop(size: int | Sequence[int]) -> View:
         image = as_float(image)
         if image.shape[0] < size[0] or image.shape[1] < size[1]:
             raise ValueError(f"a crop of {size} does not fit an image of {image.shape[:2]}; resize it first")
+        import dm_pix  # here: it takes long to import, and texts need none of it
+
         return jnp.asarray(dm_pix.center_crop(image, *size))
 
     return view
@@ -177,6 +180,8 @@ def flip(p: float = 0.5) -> View:
 
     def view(key, image):
         image = as_float(image)
+        import dm_pix  # here: it takes long to import, and texts need none of it
+
         return jnp.where(chance(draw(key, 1)[0], p), dm_pix.flip_left_right(image), image)
 
     return view

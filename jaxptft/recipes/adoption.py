@@ -1,5 +1,6 @@
 """What of a model is imported, what starts afresh, and which of it may train."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +9,25 @@ from jaxptft import convert, optim
 from jaxptft.objectives import Params
 from jaxptft.recipes import training_plan
 from jaxptft.recipes.training_plan import STILL
+
+
+def draw_missing(
+    init: Callable[..., Params], kept: Params, rng: Any, batch: Any, *, compiled: Callable[[Callable], Callable]
+) -> Params:
+    """What `init(rng, batch)` draws, where `kept` lacks it; in the place of what is kept, its shape and dtype alone.
+
+    So that for an imported model nothing is drawn, compiled or held but its new parts. `compiled` stands for jit.
+    """
+    shapes = jax.eval_shape(init, rng, batch)
+    known = set(optim.paths(kept))
+    lacking = [path not in known for path in optim.paths(shapes)]
+
+    def missing(rng: Any, batch: Any) -> list[Any]:
+        return [leaf for leaf, lacks in zip(jax.tree.leaves(init(rng, batch)), lacking, strict=True) if lacks]
+
+    drawn = iter(compiled(missing)(rng, batch) if any(lacking) else [])
+    leaves, tree = jax.tree.flatten(shapes)
+    return tree.unflatten([next(drawn) if lacks else shape for shape, lacks in zip(leaves, lacking, strict=True)])
 
 
 def adopt(kept: Params, fresh: Params, freeze: str) -> tuple[Params, Any]:

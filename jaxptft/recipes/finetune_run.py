@@ -11,7 +11,7 @@ import jax
 from jaxptft import convert, data, models, objectives, optim, train
 from jaxptft.recipes import adaptation, additions, dials, forgetting_report, keeping
 from jaxptft.recipes import report as reports
-from jaxptft.recipes.adoption import adopt, fresh_pieces, refuse_frozen_fresh
+from jaxptft.recipes.adoption import adopt, draw_missing, fresh_pieces, refuse_frozen_fresh
 from jaxptft.recipes.device_mesh import choose_mesh
 from jaxptft.recipes.finetune import Config
 from jaxptft.recipes.forgetting_probe import probe_of
@@ -201,10 +201,6 @@ class FinetuneRun:
         config, checkpoint, task = self.config, self.checkpoint, self.task
         self.architecture = computed_with(checkpoint.config, dtype=config.dtype, dropout=config.dropout)
         init_rng, self.step_rng = jax.random.split(jax.random.key(config.seed))
-        make = lambda: train.made_spread(self._learnt(None).init, self.mesh)  # noqa: E731
-        init = make() if self.program is None else self.program.part("init", make)
-        fresh = init(init_rng, self.batches["train"].batch_at(0))
-
         kept, head = {"backbone": checkpoint.params["backbone"]}, "fresh"
         if task.head is not None and task.head in checkpoint.params:
             if task.names is None or checkpoint.labels == list(task.names):
@@ -222,6 +218,13 @@ class FinetuneRun:
         if others:
             self.say(f"the checkpoint's heads of other tasks are dropped: {', '.join(sorted(others))}")
         self.kept = kept
+        fresh = draw_missing(
+            self._learnt(None).init,
+            {} if config.from_scratch else kept,
+            init_rng,
+            self.batches["train"].batch_at(0),
+            compiled=self._compiled_init,
+        )
         self.imported = {} if config.from_scratch else {"backbone": kept["backbone"]}
         self.params, self.trainable = adopt({} if config.from_scratch else kept, fresh, config.freeze)
         origin = "fresh (from scratch)"
@@ -234,6 +237,10 @@ class FinetuneRun:
         self._check_baseline()
         self.moves = keeping.moving(self.trainable)  # of the model's own parameters
         self.origin = f"{checkpoint.family} from {origin}"
+
+    def _compiled_init(self, init: Callable[..., Any]) -> Callable[..., Any]:
+        make = lambda: train.made_spread(init, self.mesh)  # noqa: E731
+        return make() if self.program is None else self.program.part("init", make)
 
     def _check_baseline(self) -> None:
         """A baseline from scratch has no adapters and no other domain: refused now, not when its turn comes."""

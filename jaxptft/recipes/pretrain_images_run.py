@@ -10,7 +10,7 @@ import numpy as np
 from jaxptft import convert, data, models, objectives, train
 from jaxptft.recipes import image_objectives, image_pictures
 from jaxptft.recipes import report as reports
-from jaxptft.recipes.adoption import adopt, fresh_pieces, refuse_frozen_fresh
+from jaxptft.recipes.adoption import adopt, draw_missing, fresh_pieces, refuse_frozen_fresh
 from jaxptft.recipes.device_mesh import choose_mesh
 from jaxptft.recipes.importance import features_of_rows
 from jaxptft.recipes.measured import Measured
@@ -179,19 +179,22 @@ class PretrainImagesRun:
                 say=self.say,
                 stop=stop,
             )
-        fresh = train.made_spread(self._objective(None).init, self.mesh)(init_rng, example)
-        kept: dict[str, Any] = {}
+        objective, kept = self._objective(None), dict[str, Any]()
         if self.checkpoint is None:
             self.origin = f"{self.family} from scratch"
         else:
             imported = self.checkpoint.params
-            kept = {name: imported[name] for name in imported if name in fresh}
+            names = jax.eval_shape(objective.init, init_rng, example)
+            kept = {name: imported[name] for name in imported if name in names}
             self.origin = f"{self.family} from {config.model}"
             if dropped := sorted(imported.keys() - kept.keys()):
                 self.say(f"the checkpoint's heads of other tasks are dropped: {', '.join(dropped)}")
-            if new := [*fresh_pieces(fresh, kept), *(name for name in fresh if name not in kept)]:
-                self.say(f"{config.model} lacks {', '.join(new)}: fresh")
         self.kept = kept
+        compiled = lambda init: train.made_spread(init, self.mesh)  # noqa: E731
+        fresh = draw_missing(objective.init, kept, init_rng, example, compiled=compiled)
+        new = [*fresh_pieces(fresh, kept), *(name for name in fresh if name not in kept)]
+        if new and self.checkpoint is not None:
+            self.say(f"{config.model} lacks {', '.join(new)}: fresh")
         self.params, self.trainable = adopt(kept, fresh, config.freeze)
         if self.checkpoint is not None:
             refuse_frozen_fresh(fresh, self.trainable, kept, model=str(config.model), freeze=config.freeze)

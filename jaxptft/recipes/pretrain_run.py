@@ -13,7 +13,7 @@ from jaxptft import convert, data, models, objectives, train
 from jaxptft.convert.families import find_family
 from jaxptft.convert.heads import find_architecture
 from jaxptft.recipes import report as reports
-from jaxptft.recipes.adoption import adopt, fresh_pieces, refuse_frozen_fresh
+from jaxptft.recipes.adoption import adopt, draw_missing, fresh_pieces, refuse_frozen_fresh
 from jaxptft.recipes.device_mesh import choose_mesh
 from jaxptft.recipes.model_source import model_fingerprint, open_model
 from jaxptft.recipes.pretrain import Config
@@ -269,7 +269,6 @@ class PretrainRun:
         config = self.config
         init_rng, self.step_rng = jax.random.split(jax.random.key(config.seed))
         example = self.batches["train"].batch_at(0)
-        fresh = train.made_spread(self._objective(None).init, self.mesh)(init_rng, example)
         heads = _HEADS[config.objective]
         kept: dict[str, Any] = {}
         if self.checkpoint is None:
@@ -280,9 +279,12 @@ class PretrainRun:
             self.origin = f"{self.family} from {config.model}"
             if dropped := sorted(imported.keys() - kept.keys()):
                 self.say(f"the checkpoint's heads of other tasks are dropped: {', '.join(dropped)}")
-            if new := [*fresh_pieces(fresh, kept), *(name for name in heads if name not in kept)]:
-                self.say(f"{config.model} lacks {', '.join(new)}: fresh")
         self.kept = kept
+        compiled = lambda init: train.made_spread(init, self.mesh)  # noqa: E731
+        fresh = draw_missing(self._objective(None).init, kept, init_rng, example, compiled=compiled)
+        new = [*fresh_pieces(fresh, kept), *(name for name in heads if name not in kept)]
+        if new and self.checkpoint is not None:
+            self.say(f"{config.model} lacks {', '.join(new)}: fresh")
         self.params, self.trainable = adopt(kept, fresh, config.freeze)
         if self.checkpoint is not None:
             refuse_frozen_fresh(fresh, self.trainable, kept, model=str(config.model), freeze=config.freeze)

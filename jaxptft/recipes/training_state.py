@@ -15,10 +15,11 @@ def first_state(
     if mesh.shape["fsdp"] == 1:
         if jax.process_count() > 1:  # whose machines need not compute alike to the last bit
             params = train.from_first(params)
-        state = train.create_state(objective, optimizer, params, batch, trainable=trainable, rng=rng)
-        return train.spread(state, mesh)
+    else:
+        params = train.spread(params, mesh)
 
     def make(params: Params, batch: Batch, rng: Any) -> train.State:
         return train.create_state(objective, optimizer, params, batch, trainable=trainable, rng=rng)
 
-    return train.made_spread(make, mesh)(train.spread(params, mesh), batch, rng)
+    # As one program: each leaf by itself would be compiled by shape.
+    return train.spread(train.made_spread(make, mesh)(params, batch, rng), mesh)

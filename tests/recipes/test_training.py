@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxptft import models, objectives, optim
-from jaxptft.recipes import training
+from jaxptft.recipes import adoption, training
 
 FRESH = {
     "backbone": {"embeddings": {"w": jnp.zeros(2)}, "layer_0": {"w": jnp.zeros(2)}, "pooler": {"w": jnp.zeros(2)}},
@@ -15,32 +15,32 @@ FRESH = {
 def test_imported_parameters_are_completed_and_what_the_task_does_not_use_stays():
     fresh = {"backbone": {key: FRESH["backbone"][key] for key in ("embeddings", "layer_0")}, "head": FRESH["head"]}
     kept = {"backbone": {"layer_0": {"w": jnp.ones(2)}, "pooler": {"w": jnp.ones(2)}}}
-    params, trainable = training.adopt(kept, fresh, "none")
+    params, trainable = adoption.adopt(kept, fresh, "none")
     assert float(params["backbone"]["layer_0"]["w"][0]) == 1
     assert float(params["backbone"]["embeddings"]["w"][0]) == 0
     assert trainable == {
         "backbone": {"embeddings": {"w": True}, "layer_0": {"w": True}, "pooler": {"w": False}},
         "head": {"w": True},
     }
-    assert training.fresh_pieces(fresh, kept) == ["backbone/embeddings"]
+    assert adoption.fresh_pieces(fresh, kept) == ["backbone/embeddings"]
 
 
 KEPT = {"backbone": {key: FRESH["backbone"][key] for key in ("embeddings", "layer_0")}}
 
 
 def test_a_frozen_backbone_is_what_was_imported_of_it():
-    _, trainable = training.adopt(KEPT, FRESH, "backbone")
+    _, trainable = adoption.adopt(KEPT, FRESH, "backbone")
     assert trainable == {
         "backbone": {"embeddings": {"w": False}, "layer_0": {"w": False}, "pooler": {"w": True}},
         "head": {"w": True},
     }
-    training.refuse_frozen_fresh(FRESH, trainable, KEPT, model="a/model", freeze="backbone")
+    adoption.refuse_frozen_fresh(FRESH, trainable, KEPT, model="a/model", freeze="backbone")
 
 
 def test_a_parameter_that_starts_afresh_must_train():
-    _, trainable = training.adopt(KEPT, FRESH, "backbone/**")
+    _, trainable = adoption.adopt(KEPT, FRESH, "backbone/**")
     with pytest.raises(ValueError, match="backbone/pooler/w is not in a/model, so it starts afresh, and freeze="):
-        training.refuse_frozen_fresh(FRESH, trainable, KEPT, model="a/model", freeze="backbone/**")
+        adoption.refuse_frozen_fresh(FRESH, trainable, KEPT, model="a/model", freeze="backbone/**")
 
 
 @pytest.mark.parametrize(
