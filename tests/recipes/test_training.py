@@ -1,46 +1,10 @@
-"""What every training recipe shares: taking over imported parameters, depths that are frozen, and configs changed."""
+"""What every training recipe shares: depths that are frozen, and configs changed."""
 
 import jax.numpy as jnp
 import pytest
 
 from jaxptft import models, objectives, optim
-from jaxptft.recipes import adoption, training
-
-FRESH = {
-    "backbone": {"embeddings": {"w": jnp.zeros(2)}, "layer_0": {"w": jnp.zeros(2)}, "pooler": {"w": jnp.zeros(2)}},
-    "head": {"w": jnp.zeros(2)},
-}
-
-
-def test_imported_parameters_are_completed_and_what_the_task_does_not_use_stays():
-    fresh = {"backbone": {key: FRESH["backbone"][key] for key in ("embeddings", "layer_0")}, "head": FRESH["head"]}
-    kept = {"backbone": {"layer_0": {"w": jnp.ones(2)}, "pooler": {"w": jnp.ones(2)}}}
-    params, trainable = adoption.adopt(kept, fresh, "none")
-    assert float(params["backbone"]["layer_0"]["w"][0]) == 1
-    assert float(params["backbone"]["embeddings"]["w"][0]) == 0
-    assert trainable == {
-        "backbone": {"embeddings": {"w": True}, "layer_0": {"w": True}, "pooler": {"w": False}},
-        "head": {"w": True},
-    }
-    assert adoption.fresh_pieces(fresh, kept) == ["backbone/embeddings"]
-
-
-KEPT = {"backbone": {key: FRESH["backbone"][key] for key in ("embeddings", "layer_0")}}
-
-
-def test_a_frozen_backbone_is_what_was_imported_of_it():
-    _, trainable = adoption.adopt(KEPT, FRESH, "backbone")
-    assert trainable == {
-        "backbone": {"embeddings": {"w": False}, "layer_0": {"w": False}, "pooler": {"w": True}},
-        "head": {"w": True},
-    }
-    adoption.refuse_frozen_fresh(FRESH, trainable, KEPT, model="a/model", freeze="backbone")
-
-
-def test_a_parameter_that_starts_afresh_must_train():
-    _, trainable = adoption.adopt(KEPT, FRESH, "backbone/**")
-    with pytest.raises(ValueError, match="backbone/pooler/w is not in a/model, so it starts afresh, and freeze="):
-        adoption.refuse_frozen_fresh(FRESH, trainable, KEPT, model="a/model", freeze="backbone/**")
+from jaxptft.recipes import training
 
 
 @pytest.mark.parametrize(
@@ -73,8 +37,10 @@ def test_one_dropout_replaces_every_rate_and_leaves_what_is_no_rate():
 
 
 def test_each_stage_has_its_own_objective_and_all_the_same_constants():
-    table = optim.timetable(FRESH, optim.gradual_unfreezing(FRESH, at=(2, 9)))
-    objective = objectives.lift(lambda *_: {}, init=lambda *_: FRESH, constants={"w": jnp.zeros(2)})
+    params = {"backbone": {name: {"w": jnp.zeros(2)} for name in ("embeddings", "layer_0", "pooler")}}
+    params["head"] = {"w": jnp.zeros(2)}
+    table = optim.timetable(params, optim.gradual_unfreezing(params, at=(2, 9)))
+    objective = objectives.lift(lambda *_: {}, init=lambda *_: params, constants={"w": jnp.zeros(2)})
     seen = []
 
     def of_stage(learns):
