@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxptft import convert, data, models, objectives, optim, train
-from jaxptft.recipes import adaptation, additions, forgetting_report, keeping
+from jaxptft.recipes import adaptation, additions, forgetting_report, keeping, packing
 from jaxptft.recipes import report as reports
 from jaxptft.recipes.device_mesh import choose_mesh
 from jaxptft.recipes.finetune import Config
@@ -45,6 +45,7 @@ class FinetuneRun:
         self.measured = Measured(config.out, resume=config.resume)
         self.mesh = choose_mesh(config)
         self._open_model()
+        self.config = packing.settled(config, self.checkpoint.config)
         self._read_data()
         stop.raise_if_set()
         self._build_model()
@@ -127,8 +128,7 @@ class FinetuneRun:
             }
 
     def _augmented(self, batches: Any) -> Any:
-        vocab_size = self.checkpoint.config.vocab_size
-        return augmented(batches, self.config, tokenizer=self.tokenizer, vocab_size=vocab_size)
+        return augmented(batches, self.config, tokenizer=self.tokenizer, vocab_size=self.checkpoint.config.vocab_size)
 
     def _read_task(self) -> Task:
         # What turns rows into numbers: a tokenizer, or the folder that says it of images.
