@@ -2,11 +2,12 @@
 
 from functools import partial
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxptft import data
+from jaxptft import data, objectives
 from jaxptft.recipes.tasks import splits
 
 
@@ -89,6 +90,60 @@ def test_steps_together_are_the_same_steps(packed, fine_tune, texts, tmp_path):
 def test_packing_is_part_of_what_a_run_goes_on_with(packed, fine_tune, texts):
     with pytest.raises(ValueError, match="packing is 'off'"):
         fine_tune(packed.out, train=str(texts), resume=True, **OPTIONS)
+
+
+def first_loss_of(run, rng):
+    """The terms of a run's first batch, in training."""
+    batch = run.batches["train"].batch_at(0)
+    objective = run.training.objective
+    context = objectives.Context(objective.start(run.params, batch), objective.constants, rng, True, None)
+    return {name: float(term.value()) for name, term in objective.loss(run.params, batch, context)[0].items()}
+
+
+@pytest.fixture(scope="module")
+def answered(texts, tmp_path_factory):
+    """The texts, with answers for every task over texts and words."""
+    rng, folder = np.random.default_rng(6), tmp_path_factory.mktemp("answered")
+    rows = [line.rpartition(",")[0] for line in texts.read_text().splitlines()[1:]]
+    columns = {
+        "regression": ("text,label", lambda text: f"{text},{rng.normal():.3f}"),
+        "multi_label": ("text,x,y", lambda text: f"{text},{rng.integers(2)},{rng.integers(2)}"),
+    }
+    for task, (header, line) in columns.items():
+        (folder / f"{task}.csv").write_text("\n".join([header, *map(line, rows)]) + "\n")
+    tagged = "\n\n".join("\n".join(f"{word} {rng.choice(['O', 'B-PER'])}" for word in text.split()) for text in rows)
+    (folder / "token_classification.txt").write_text(tagged + "\n")
+    (folder / "corpus.txt").write_text("\n".join(rows) + "\n")
+    return {path.stem: str(path) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task": "regression"},
+        {"task": "multi_label", "labels": {"columns": ["x", "y"]}},
+        {"task": "token_classification"},
+        {"sampling": "balanced", "lora": {"rank": 2}, "freeze": "backbone/embeddings/**"},
+        {"auxiliary": {"weight": 0.1, "documents": "line", "masking": {"rate": 0.5}}},
+    ],
+    ids=lambda changes: next(iter(changes.values())) if "task" in changes else next(iter(changes)),
+)
+def test_the_first_loss_is_the_same_whatever_is_minimised(
+    changes, in_mixed_batches, built, texts, answered, monkeypatch, tmp_path
+):
+    if changes.get("task") == "token_classification":
+        from jaxptft.recipes.tasks import token_classification
+
+        monkeypatch.setattr(token_classification.data, "TaggedBatches", partial(data.TaggedBatches, window=1))
+    source = answered.get(changes.get("task", ""), str(texts))
+    if "auxiliary" in changes:
+        changes = {"auxiliary": changes["auxiliary"] | {"corpus": [answered["corpus"]]}}
+    options = {"train": source, "eval": None} | changes
+    one, other = (built(tmp_path / packing, packing=packing, **options) for packing in ("off", "on"))
+    rng = jax.random.key(1)
+    plain, packed = first_loss_of(one, rng), first_loss_of(other, rng)
+    assert plain.keys() == packed.keys()
+    assert packed == pytest.approx(plain, rel=1e-5)
 
 
 def test_auto_packs_where_less_is_padded(built, texts, files, tmp_path):
