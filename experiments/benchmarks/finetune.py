@@ -4,12 +4,13 @@
     python experiments/benchmarks/finetune.py --row top                # layers 4, 5, pooler, head + L2
     python experiments/benchmarks/finetune.py --rounds 1 --steps 5    # a smoke run
 
-Workers, each run a fresh process that gets one JSON request on stdin and answers with one line of JSON:
-`ours` (jax_worker.py), `p0` and `p1` (torch_worker.py: as people run it, and the best honest torch setup, whose
-options are chosen by a trial that is recorded). All start from one folder, tokenize before the clock runs, and pass
-over the same sentences of one round, each in batches of its own making; collation and the optimizer are inside the
-clock, dropout is on, fp32. Rounds interleave the workers in rotating order. Before anything is timed, all must give
-the same first losses on the same batches with dropout 0 (1e-4 relative) and falling losses after.
+Workers, each run a fresh process that gets one JSON request on stdin and answers with one line of JSON: `ours` and
+`ours-packed` (jax_worker.py: one sentence a row, and several), `p0` and `p1` (torch_worker.py: as people run it, and
+the best honest torch setup, whose options are chosen by a trial that is recorded). All start from one folder, tokenize
+before the clock runs, and pass over the same sentences of one round, each in batches of its own making; collation and
+the optimizer are inside the clock, dropout is on, fp32. Rounds interleave the workers in rotating order. Before
+anything is timed, all must give the same first losses on the same batches with dropout 0 (1e-4 relative) and falling
+losses after.
 
 Model FLOPs count the matrix products of real tokens, padding not included. For a sentence of n tokens, width w,
 inner width f and c classes, one layer's forward pass is 2 n (4 w^2 + 2 w f) + 4 n^2 w, the head's 2 w^2 + 2 w c;
@@ -31,7 +32,11 @@ import peers
 from peers import EAGER, ask
 
 HERE = Path(__file__).parent
-PAIRS = [("ours", "p0"), ("ours", "p1"), ("p1", "p0")]
+PAIRS = [
+    *((ours, peer) for ours in ("ours", "ours-packed") for peer in ("p0", "p1")),
+    ("p1", "p0"),
+    ("ours-packed", "ours"),
+]
 TRIALS = [
     EAGER,
     {**EAGER, "optimizer": "foreach"},
@@ -123,7 +128,7 @@ def main() -> None:
     )
     parser.add_argument("--row", choices=tuple(parity.ROWS), default="all")
     parser.add_argument(
-        "--workers", default="p0,p1,ours", help="comma-separated; the first is the reference of the check"
+        "--workers", default="p0,p1,ours,ours-packed", help="comma-separated; the first is the reference of the check"
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40, help="timed steps a run")

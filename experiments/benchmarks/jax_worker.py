@@ -1,5 +1,7 @@
 """A fresh process that fine-tunes with the library and reports: `ours` of `finetune.py`, and our first losses.
 
+As `ours-packed` it does so with several sentences in a row, in batches of mixed lengths.
+
 One JSON request on stdin, one JSON answer as the last line of stdout; `finetune.py` describes both. Threads are the
 cores this process may run on, set before XLA starts.
 """
@@ -12,12 +14,26 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import peers
 
+SHAPES = 6  # numbers of rows that packed batches have
 IN_FLIGHT = 2  # steps dispatched before an older one's loss is read, as the training loop does it
+
+
+class Given:
+    """Batches that are at hand, as `data.PackedRows` reads them."""
+
+    def __init__(self, batches: list[dict]):
+        self._batches, self.steps_per_epoch, self.batch_size = batches, len(batches), len(batches[0]["ids"])
+        lengths = np.concatenate([batch["attention_mask"].sum(1) for batch in batches])
+        self.tokenized = SimpleNamespace(lengths=lengths, pad_id=0)
+
+    def batch_at(self, step: int) -> dict:
+        return self._batches[step]
 
 
 class Training(NamedTuple):
@@ -73,6 +89,11 @@ def check(request: dict, texts: list[str], labels: np.ndarray) -> dict:
         batch = {name: value.astype(np.int32) for name, value in given.items()}
         batch["label"] = batch.pop("labels")
         batches.append({**batch, "ids": np.asarray(rows, np.int32), "valid": np.ones(len(rows), bool)})
+    if request["worker"] == "ours-packed":
+        from jaxptft import data
+
+        packed = data.PackedRows(cast(Any, Given(batches)), shapes=SHAPES)
+        batches = [packed.batch_at(number) for number in range(len(batches))]
     step, state, constants = build(request, batches[0], dropout=False, total=request["total"], warmup=request["warmup"])
     losses = []
     for batch in batches:
@@ -84,21 +105,25 @@ def check(request: dict, texts: list[str], labels: np.ndarray) -> dict:
 def timed(request: dict, texts: list[str], labels: np.ndarray) -> dict:
     """Wall and CPU seconds of one epoch over the requested sentences, batching included.
 
-    The warm-up runs one batch of every width, so that nothing compiles inside the clock.
+    The warm-up runs one batch of every shape, so that nothing compiles inside the clock.
     """
     from jaxptft import data
 
     chosen = np.asarray(request["rows"])
     table = data.make_table([texts[row] for row in chosen], labels[chosen].tolist())
     tokenized = data.tokenize(table, data.load_tokenizer(request["init"]), peers.MAX_LENGTH, cache=False)
-    batches = data.Batches(tokenized, table.labels, batch_size=request["batch"], seed=request["seed"])
+    options: dict[str, Any] = {"batch_size": request["batch"], "seed": request["seed"]}
+    if request["worker"] == "ours-packed":
+        batches = data.PackedRows(data.Batches(tokenized, table.labels, window=1, **options), shapes=SHAPES)
+    else:
+        batches = data.Batches(tokenized, table.labels, **options)
     first = batches.batch_at(0)
     step, state, constants = build(request, first, dropout=True, total=10_000, warmup=1_000)
     state, metrics = step(state, constants, first)
     task_loss(metrics)
     to_first_step = time.time() - request["sent"]
-    by_width = {(batch := batches.batch_at(i))["input_ids"].shape: batch for i in range(batches.steps_per_epoch)}
-    for batch in [*by_width.values(), *map(batches.batch_at, range(request["warm_steps"]))]:
+    by_shape = {(batch := batches.batch_at(i))["input_ids"].shape: batch for i in range(batches.steps_per_epoch)}
+    for batch in [*by_shape.values(), *map(batches.batch_at, range(request["warm_steps"]))]:
         state, metrics = step(state, constants, batch)
     task_loss(metrics)
 

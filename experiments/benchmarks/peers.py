@@ -24,7 +24,10 @@ MAX_LENGTH, BATCH, WINDOW = 128, 32, 50
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-SCRIPTS = {"ours": HERE / "jax_worker.py", "p0": HERE / "torch_worker.py", "p1": HERE / "torch_worker.py"}
+SCRIPTS = {
+    **dict.fromkeys(("ours", "ours-packed"), HERE / "jax_worker.py"),
+    **dict.fromkeys(("p0", "p1"), HERE / "torch_worker.py"),
+}
 EAGER = {"compile": "no", "attention": "sdpa", "optimizer": "fused", "multiple": 1}  # options of p1 before any trial
 
 Tokens = Sequence[list[int]] | Mapping[int, list[int]]  # token ids by row number

@@ -26,6 +26,7 @@ from jaxptft.data.images import (
     split_images,
 )
 from jaxptft.data.labels import Labels
+from jaxptft.data.packed_rows import PackedRows
 from jaxptft.data.packing import PackedBatches, Packing, pack, padding_share
 from jaxptft.data.pairs import sentence_pairs
 from jaxptft.data.raw_texts import (
@@ -91,6 +92,7 @@ __all__ = [
     "Number",
     "OneClass",
     "PackedBatches",
+    "PackedRows",
     "Packing",
     "QuestionColumns",
     "Questions",

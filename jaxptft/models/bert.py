@@ -20,7 +20,14 @@ from jaxtyping import Array, Bool, Float
 
 from jaxptft.models.bert_config import BertConfig
 from jaxptft.models.embeddings import Embeddings
-from jaxptft.models.heads import HiddenHead, VocabularyHead, flatten_choices, refuse_packed, take_positions
+from jaxptft.models.heads import (
+    HiddenHead,
+    VocabularyHead,
+    first_tokens,
+    flatten_choices,
+    refuse_packed,
+    take_positions,
+)
 from jaxptft.models.layers import Attention, Dense, Dropout, LayerNorm, Mlp, attention_mask
 from jaxptft.models.model import Model, Params
 from jaxptft.models.outputs import check_outputs, put
@@ -88,8 +95,8 @@ class Bert(nn.Module):
             put(self, "hidden", hidden)
         return hidden
 
-    def pool(self, hidden: Float[Array, "batch length width"]) -> Float[Array, "batch width"]:
-        return jnp.tanh(self.pooler(hidden[:, 0]))
+    def pool(self, first: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        return jnp.tanh(self.pooler(first))
 
     def word_table(self) -> Float[Array, "vocab embedding_width"]:
         return self.embeddings.table()
@@ -108,7 +115,7 @@ class Bert(nn.Module):
         put(self, "hidden", hidden)
         mask = attention_mask(batch, hidden.shape[:2])
         hidden = self.run_layers(hidden, mask, start=start or 0, stop=min(stop, config.layers), train=train)
-        return self.pool(hidden) if stop > config.layers else hidden
+        return self.pool(first_tokens(hidden, batch)) if stop > config.layers else hidden
 
 
 class BertTask(nn.Module):
@@ -156,17 +163,17 @@ class BertTask(nn.Module):
             batch = flatten_choices(batch)
         pooled = _reads_pooler(config, task)
         hidden = self.backbone(batch, train=train, start=self.start, stop=config.layers + pooled)
-        vector = hidden if pooled else hidden[:, 0]
+        vector = hidden if pooled else first_tokens(hidden, batch)
         match task:
             case "encoder":
                 if self.is_initializing() and config.pooler:
                     # The pooler belongs to the bare backbone's parameters though the hidden states do not pass it.
-                    self.backbone.pool(hidden)
+                    self.backbone.pool(hidden[:, 0])
                 return hidden
             case "masked_lm":
                 return self._words(hidden, batch)
             case "pretraining":
-                sentence = drop(self.backbone.pool(hidden))
+                sentence = drop(self.backbone.pool(vector))
                 return {
                     "mlm": self._words(hidden, batch),
                     config.sentence_head: self._sentence(config.sentence_head, sentence),
@@ -271,7 +278,11 @@ def classifier(
     start: int | None = None,
     dtype: str | None = None,
 ) -> Model:
-    """`build` for "classification"; `apply` returns logits [batch, classes]."""
+    """`build` for "classification"; `apply` returns logits [batch, classes].
+
+    Where several texts share a row (`segment_ids`), the batch's `starts` [batch, segments] say where each begins, and
+    logits are [batch, segments, classes].
+    """
     return build(config, "classification", classes=classes, frozen_layers=frozen_layers, start=start, dtype=dtype)
 
 

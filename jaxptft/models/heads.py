@@ -89,6 +89,23 @@ def take_positions(
     return jnp.take_along_axis(hidden.reshape(len(positions), -1, hidden.shape[-1]), positions[..., None], axis=1)
 
 
+def first_tokens(
+    hidden: Float[Array, "batch length width"], batch: Mapping[str, Any]
+) -> Float[Array, "batch width"] | Float[Array, "batch segments width"]:
+    """The hidden state of each row's first token; where the batch has `starts`, of the token there of each segment."""
+    return take_positions(hidden, batch["starts"]) if "starts" in batch else hidden[:, 0]
+
+
+def segment_means(
+    hidden: Float[Array, "batch length width"], batch: Mapping[str, Any]
+) -> Float[Array, "batch segments width"]:
+    """The mean over the tokens of each segment of packed rows, in float32; 0 where a row has fewer segments."""
+    number = jnp.arange(1, batch["starts"].shape[1] + 1)
+    own = (batch["segment_ids"][:, None, :] == number[:, None]).astype(jnp.float32)
+    total = jnp.einsum("bsl,blw->bsw", own, hidden.astype(jnp.float32), precision="highest")
+    return total / jnp.maximum(own.sum(axis=2), 1)[..., None]
+
+
 def flatten_choices(batch: Mapping[str, Any]) -> dict[str, Any]:
     """A batch of [batch, choices, length] as one of [batch * choices, length].
 
@@ -106,6 +123,6 @@ def flatten_choices(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_packed(batch: Mapping[str, Any], task: str) -> None:
-    """ValueError for packed rows under a task that reads one vector a row."""
-    if "segment_ids" in batch:
+    """ValueError for packed rows under a task that reads one vector a row, and no batch that says where texts start."""
+    if "segment_ids" in batch and not (task == "classification" and "starts" in batch):
         raise ValueError(f"{task} reads the first token of each row, but the rows are packed: give one text a row")

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxptft.models.embeddings import Embedding
-from jaxptft.models.heads import flatten_choices, refuse_packed, take_positions, tied_logits
+from jaxptft.models.heads import (
+    first_tokens,
+    flatten_choices,
+    refuse_packed,
+    segment_means,
+    take_positions,
+    tied_logits,
+)
 from jaxptft.models.layers import ACTIVATIONS, Dropout, attention_mask, check_length, position_ids
 from jaxptft.models.model import Model, Params
 from jaxptft.models.modernbert_config import ModernBertConfig
@@ -204,7 +211,13 @@ class ModernBertTask(nn.Module):
 
 
 def _pool(config: ModernBertConfig, batch: Batch, hidden: Array, *, seek: bool) -> Float[Array, "batch width"]:
-    """The mean over the text, or its first token: the row's first place, or where the mask starts if `seek`."""
+    """The mean over the text, or its first token: the row's first place, or where the mask starts if `seek`.
+
+    Of packed rows, those of each segment [batch, segments, width].
+    """
+    if "starts" in batch:
+        mean = config.pooling == "mean"
+        return segment_means(hidden, batch).astype(hidden.dtype) if mean else first_tokens(hidden, batch)
     mask = batch.get("attention_mask")
     mask = jnp.ones(hidden.shape[:2], jnp.int32) if mask is None else jnp.asarray(mask)
     if config.pooling == "mean":

@@ -21,6 +21,7 @@ def classification(
     `model.apply` returns logits [batch, classes].
     The batch holds what the model reads, `label` [batch] integers, `ids` [batch], and `valid` [batch] (False for rows
     that only fill the batch); optionally `weight` [batch], what each row counts in the mean (importance weighting).
+    Where several texts share a row, all of these are [batch, segments], and logits [batch, segments, classes].
     Metrics: `classification/accuracy`. Predictions: `logits` [batch, classes].
     """
     weights = None if class_weights is None else jnp.asarray(class_weights, jnp.float32)

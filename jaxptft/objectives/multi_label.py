@@ -28,10 +28,10 @@ def multi_label(model: Model, *, positive_weights: Sequence[float] | None = None
         logits = logits_of(params, batch, context)
         valid, label = batch["valid"], batch["label"]
         each = losses.binary_cross_entropy(logits, label, positive_weights=weights, valid=valid)
-        right = ((jax.lax.stop_gradient(logits) > 0) == (label > 0.5)) & valid[:, None]
+        right = ((jax.lax.stop_gradient(logits) > 0) == (label > 0.5)) & valid[..., None]
         labels = logits.shape[-1]
         counted = jnp.where(valid, batch["weight"], 0.0) if "weight" in batch else valid.astype(each.dtype)
-        term = Mean((each * counted[:, None]).sum(), counted.sum() * labels)
+        term = Mean((each * counted[..., None]).sum(), counted.sum() * labels)
         return {"multi_label": term}, {"multi_label/accuracy": Mean(right.sum(), valid.sum() * labels)}
 
     def predict(params, batch, context):

@@ -19,15 +19,16 @@ def regression(model: Model) -> Objective:
     def outputs_of(params: Params, batch: Batch, context: Context):
         rng = slice_rng(context.rng, batch) if context.train else None
         outputs = model.apply(params, batch, rng=rng, train=context.train)
-        if outputs.ndim != 2 or outputs.shape[1] != 1:
+        if outputs.shape != (*batch["ids"].shape, 1):
             raise ValueError(f"the model gave outputs of shape {outputs.shape}; expected (batch, 1): one number each")
         return outputs
 
     def loss(params, batch, context):
         valid = batch["valid"]
         # Selecting before the square keeps NaN of rows that do not count out of the gradient.
-        predictions = jnp.where(valid, outputs_of(params, batch, context)[:, 0], 0.0)
-        errors = losses.mean_squared_error(predictions, jnp.where(valid, batch["label"], 0.0))
+        predictions = jnp.where(valid, outputs_of(params, batch, context)[..., 0], 0.0)
+        targets = jnp.where(valid, batch["label"], 0.0)
+        errors = losses.mean_squared_error(predictions.reshape(-1), targets.reshape(-1)).reshape(valid.shape)
         counted = jnp.where(valid, batch["weight"], 0.0) if "weight" in batch else valid.astype(errors.dtype)
         return {"regression": Mean((errors * counted).sum(), counted.sum())}
 

@@ -4,11 +4,18 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from jaxptft import losses
 from jaxptft.objectives.contract import Batch, Context, Mean, Model, Objective, Params, lift, slice_rng
 
 UNCOUNTED = -100
+
+
+def labelled(batch: Batch) -> Bool[Array, "batch length"]:
+    """Which tokens count: those with a label, in rows of which an example is valid."""
+    valid = jnp.asarray(batch["valid"])
+    return (batch["labels"] != UNCOUNTED) & valid.reshape(len(valid), -1).any(axis=1, keepdims=True)
 
 
 def token_classification(
@@ -22,7 +29,8 @@ def token_classification(
 
     `model.apply` returns logits [batch, length, classes].
     The batch holds what the model reads, `labels` [batch, length] integers (-100 at tokens that do not count), `ids`
-    [batch], and `valid` [batch] (False for rows that only fill the batch). Metrics:
+    [batch], and `valid` [batch] (False for rows that only fill the batch); packed rows hold `ids` and `valid` [batch,
+    segments], and are learnt from, not predicted for. Metrics:
     `token_classification/token_accuracy`. Predictions: `tags` [batch, width] integers, the most probable class of each
     token, and `scores` [batch, width], its probability.
 
@@ -39,7 +47,7 @@ def token_classification(
     def loss(params, batch, context):
         logits = logits_of(params, batch, context)
         label = batch["labels"]
-        counts = (label != UNCOUNTED) & batch["valid"][:, None]
+        counts = labelled(batch)
         per_token = losses.cross_entropy(
             logits, label, label_smoothing=label_smoothing, class_weights=weights, valid=counts
         )
@@ -51,6 +59,8 @@ def token_classification(
         )
 
     def predict(params, batch, context):
+        if "segment_ids" in batch:
+            raise ValueError("token_classification predicts the tags of one text a row, but the rows are packed")
         logits = logits_of(params, batch, context).astype(jnp.float32)
         length = logits.shape[1]
         if width is not None and width < length:

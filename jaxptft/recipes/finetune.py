@@ -154,6 +154,9 @@ class Config(TrainingSettings):
     adaptation: Adaptation = Adaptation()
     forgetting: Forgetting = Forgetting()
     on_bad_row: Literal["error", "skip"] = "error"
+    packing: Literal["off", "on", "auto"] = "off"
+    """on: short training texts share rows, each seeing only itself, in batches of mixed lengths; auto: where the model
+    and task can and less is padded; length_buckets is then how many numbers of rows batches have"""
     l2_to_pretrained: float = Field(default=0.0, ge=0)
     """weight of ||theta - theta_pretrained||^2 over the trainable parameters of the imported backbone"""
     l2: L2 = L2()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jaxptft import convert, data, models, objectives, optim, train
-from jaxptft.recipes import adaptation, additions, dials, forgetting_report, keeping
+from jaxptft.recipes import adaptation, additions, dials, forgetting_report, keeping, packing
 from jaxptft.recipes import report as reports
 from jaxptft.recipes.adoption import adopt, draw_missing, fresh_pieces, refuse_frozen_fresh
 from jaxptft.recipes.device_mesh import choose_mesh
@@ -47,6 +47,7 @@ class FinetuneRun:
         self.measured = Measured(config.out, resume=config.resume)
         self.mesh = choose_mesh(config)
         self._open_model()
+        self.config = packing.settled(self.config, self.checkpoint.config)
         self._read_data()
         stop.raise_if_set()
         self._build_model()
@@ -57,6 +58,7 @@ class FinetuneRun:
 
         Raises ValueError, naming the key, where it would be another program.
         """
+        config = packing.settled(config, self.checkpoint.config)
         dials.check_one_program(self.config, config)
         other = copy(self)
         other.config, other.name, other.say, other.stop = config, name, say, stop
@@ -144,8 +146,7 @@ class FinetuneRun:
             }
 
     def _augmented(self, batches: Any) -> Any:
-        vocab_size = self.checkpoint.config.vocab_size
-        return augmented(batches, self.config, tokenizer=self.tokenizer, vocab_size=vocab_size)
+        return augmented(batches, self.config, tokenizer=self.tokenizer, vocab_size=self.checkpoint.config.vocab_size)
 
     def _read_task(self) -> Task:
         # What turns rows into numbers: a tokenizer, or the folder that says it of images.

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxptft import convert, models, objectives, optim, train
 from jaxptft.data.cache import fingerprint
-from jaxptft.objectives.token_classification import UNCOUNTED
+from jaxptft.objectives.token_classification import labelled
 from jaxptft.recipes.additions import Build, pretraining
 from jaxptft.recipes.finetune import Auxiliary, Config, Lora
 from jaxptft.recipes.measured import Measured
@@ -145,8 +145,7 @@ def _read_tokens(model: models.Model) -> Callable[..., tuple[Any, Any]]:
     """A distribution over classes for each labelled token."""
 
     def read(params, batch, context):
-        counts = (batch["labels"] != UNCOUNTED) & batch["valid"][:, None]
-        return _logits(model, params, batch, context), counts
+        return _logits(model, params, batch, context), labelled(batch)
 
     return read
 
@@ -267,7 +266,7 @@ def _of_rows(
     say: Callable[[str], None],
 ) -> tuple[objectives.Objective, Batches]:
     chosen = config.ewc
-    plain: dict[str, Any] = {"sampling": "plain", "augment": Augment()}
+    plain: dict[str, Any] = {"sampling": "plain", "augment": Augment(), "packing": "off"}
     plain |= {"class_weights": "none", "weights_by_class": {}, "label_smoothing": 0.0}
     reading = config.model_copy(update={"train": chosen.data, "eval": chosen.data, "test": None, **plain})
     task = module_of(config.task).read(

@@ -1,7 +1,7 @@
 """What tasks over rows share: splits -> tokens -> batches, with facts kept, and one line said, of each split."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -10,8 +10,12 @@ from jaxptft.data.held_out import Rows
 from jaxptft.recipes.training import EVALUATION_ROWS, Batches
 from jaxptft.recipes.training_settings import TrainingSettings
 
+if TYPE_CHECKING:
+    from jaxptft.recipes import finetune
+
 R = TypeVar("R", bound=Rows)
 B = TypeVar("B", bound=Batches)
+Say = Callable[[str], None]
 
 
 def read_splits(
@@ -59,7 +63,7 @@ def describe(split: str, rows: int, source: str, *, skipped: int = 0, truncated:
 
 
 def batch_each(
-    config: TrainingSettings,
+    config: "finetune.Config",
     tokens: Mapping[str, data.Tokenized],
     batch: Callable[..., B],
     *,
@@ -67,8 +71,8 @@ def batch_each(
     tell: Callable[[str], str],
     devices: int,
     say: Callable[[str], None],
-) -> tuple[dict[str, B], dict[str, dict[str, Any]]]:
-    """Batches of each split, and the facts about them: fact -> split -> value.
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Batches of each split, those of training packed if that is asked for, and the facts: fact -> split -> value.
 
     Args:
         tokens: what decides the widths of batches, by split.
@@ -77,19 +81,32 @@ def batch_each(
         tell: the line that is said of a split.
     """
     widths = fit_widths(tokens, count=config.length_buckets, max_length=config.max_length)
-    batches: dict[str, B] = {}
+    batches: dict[str, Any] = {}
     found: dict[str, dict[str, Any]] = {}
     for split in tokens:
         options = batch_options(config, split, devices=devices)
-        batches[split] = batch(split, buckets=widths[split == "train"], **options)
+        options["buckets"] = widths[split == "train"]
+        batches[split] = batch(split, **options)
         for fact, value in facts(split).items():
             found.setdefault(fact, {})[split] = value
         say(tell(split))
+        if split == "train" and config.packing != "off":
+            batches[split] = _packed(config, batches[split], batch(split, **options, window=1), options, say)
     return batches, found
 
 
+def _packed(config: "finetune.Config", bucketed: Any, mixed: Any, options: Mapping[str, Any], say: Say) -> Any:
+    """Batches of mixed lengths in packed rows; or if packing is "auto", and less is padded so, those by length."""
+    rows = data.PackedRows(mixed, shapes=config.length_buckets, multiple_of=options["multiple_of"])
+    if config.packing == "auto" and rows.padding_share >= data.padding_share(bucketed):
+        return bucketed
+    counts = ", ".join(map(str, rows.rows))
+    say(f"train: packed, {counts} rows of {rows.length} tokens a batch, {rows.padding_share:.1%} padding")
+    return rows
+
+
 def batch_tokens(
-    config: TrainingSettings,
+    config: "finetune.Config",
     tables: Mapping[str, data.Table],
     tokens: Mapping[str, data.Tokenized],
     *,
@@ -97,7 +114,7 @@ def batch_tokens(
     devices: int,
     say: Callable[[str], None],
     options: Mapping[str, Mapping[str, Any]] | None = None,
-) -> tuple[dict[str, data.Batches], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Batches of each split's tokens, a row of its table each, and the facts about them.
 
     `origins` says where a split's rows are from where that is not its table's source; `options` are further arguments
@@ -121,8 +138,8 @@ def batch_tokens(
 
 
 def batch_splits(
-    config: TrainingSettings, tables: Mapping[str, data.Table], *, tokenizer: Any, **options: Any
-) -> tuple[dict[str, data.Batches], dict[str, dict[str, Any]]]:
+    config: "finetune.Config", tables: Mapping[str, data.Table], *, tokenizer: Any, **options: Any
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """`batch_tokens` of tables of texts, each cut to `max_length`."""
     tokens = {split: data.tokenize(table, tokenizer, config.max_length) for split, table in tables.items()}
     return batch_tokens(config, tables, tokens, **options)
