@@ -11,6 +11,7 @@ import numpy as np
 from jaxptft import convert, data, models, objectives, optim, train
 from jaxptft.recipes import adaptation, additions, forgetting_report, keeping
 from jaxptft.recipes import report as reports
+from jaxptft.recipes.computing import computed_as
 from jaxptft.recipes.device_mesh import choose_mesh
 from jaxptft.recipes.finetune import Config
 from jaxptft.recipes.forgetting_probe import Probe
@@ -25,7 +26,6 @@ from jaxptft.recipes.tasks.labelled_rows import augmented
 from jaxptft.recipes.training import (
     Training,
     adopt,
-    computed_with,
     fresh_pieces,
     frozen_depth,
     refuse_frozen_fresh,
@@ -182,7 +182,7 @@ class FinetuneRun:
 
     def _build_model(self) -> None:
         config, checkpoint, task = self.config, self.checkpoint, self.task
-        self.architecture = computed_with(checkpoint.config, dtype=config.dtype, dropout=config.dropout)
+        self.architecture = computed_as(checkpoint.config, config, self.say)
         init_rng, self.step_rng = jax.random.split(jax.random.key(config.seed))
         fresh = train.made_spread(self._learnt(None).init, self.mesh)(init_rng, self.batches["train"].batch_at(0))
 

@@ -292,6 +292,8 @@ class Training:
             "mesh": mesh,
             "processes": jax.process_count(),
             "steps_per_dispatch": self.config.steps_per_dispatch,
+            "scan_layers": self.config.scan_layers,
+            "remat": self.config.remat,
         }
 
     def _stages(self) -> list[train.Stage]:
