@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxptft.models.beit_config import BeitConfig
 from jaxptft.models.grid_positions import resize_positions
+from jaxptft.models.layer_run import Place, run_layers
 from jaxptft.models.layers import Dense, Dropout, LayerNorm, Mlp, attend
 from jaxptft.models.model import Model, Params
 from jaxptft.models.outputs import check_outputs, put, put_attention
@@ -196,10 +197,15 @@ class Beit(nn.Module):
         if config.shared_relative_positions:
             shared = self.relative_positions(window)
         put(self, "hidden", hidden)
-        for index in range(start or 0, min(stop, layers)):
-            hidden = self.layer[index](hidden, shared, window, active=train and index >= (self.frozen_layers or 0))
-            if index + 1 < layers:
-                put(self, "hidden", hidden)
+        places = [
+            Place(self.layer[index], train and index >= (self.frozen_layers or 0))
+            for index in range(start or 0, min(stop, layers))
+        ]
+
+        def call(layer: Layer, x: Array, active: bool, _: Any) -> Array:
+            return layer(x, shared, window, active=active)
+
+        hidden = run_layers(self, places, hidden, call, scan_layers=config.scan_layers, remat=config.remat)
         if stop > layers:
             hidden = self.final_norm(hidden) if config.pooling == "cls" else hidden
             put(self, "hidden", hidden)

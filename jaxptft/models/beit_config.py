@@ -1,6 +1,6 @@
 """The values that fix a BEiT."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxptft.models.fields import (
     DTYPES,
@@ -11,6 +11,7 @@ from jaxptft.models.fields import (
     check_positive,
     check_rates,
 )
+from jaxptft.models.layer_run import check_layer_run
 from jaxptft.models.vit_config import Size, as_pair, check_heads, check_image
 
 
@@ -32,6 +33,8 @@ class BeitConfig:
 
     Dropouts are probabilities; whole layers are never dropped. `dtype` is what is computed in; parameters and the
     residual stream are float32.
+
+    `scan_layers` and `remat` are how the layers run, and change no result but for its last bits (`layer_run`).
     """
 
     image_size: Size = 224
@@ -54,6 +57,8 @@ class BeitConfig:
     attention_dropout: float = 0.0
     initializer_range: float = 0.02
     dtype: str = "float32"
+    scan_layers: bool = field(default=False, repr=False)
+    remat: str = field(default="none", repr=False)
 
     def __post_init__(self) -> None:
         check_integers(self, "patch_size", "width", "layers", "heads", "mlp_width", "vocab_size")
@@ -62,6 +67,7 @@ class BeitConfig:
         check_activations(self, "activation")
         check_choice(self, "pooling", ("cls", "mean"))
         check_choice(self, "dtype", DTYPES)
+        check_layer_run(self)
         check_flags(self, "mask_token", "absolute_positions", "relative_positions", "shared_relative_positions")
         check_rates(self, "dropout", "attention_dropout")
         check_positive(self, "norm_epsilon", "initializer_range")

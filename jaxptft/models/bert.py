@@ -28,6 +28,7 @@ from jaxptft.models.heads import (
     refuse_packed,
     take_positions,
 )
+from jaxptft.models.layer_run import Place, run_layers
 from jaxptft.models.layers import Attention, Dense, Dropout, LayerNorm, Mlp, attention_mask
 from jaxptft.models.model import Model, Params
 from jaxptft.models.outputs import check_outputs, put
@@ -89,11 +90,15 @@ class Bert(nn.Module):
         stop: int,
         train: bool,
     ) -> Float[Array, "batch length width"]:
-        for index in range(start, stop):
-            layer = self.layer[self.config.stored_layer(index)]
-            hidden = layer(hidden, mask, active=train and index >= (self.frozen_layers or 0))
-            put(self, "hidden", hidden)
-        return hidden
+        config, frozen = self.config, self.frozen_layers or 0
+        places = [
+            Place(self.layer[config.stored_layer(index)], train and index >= frozen) for index in range(start, stop)
+        ]
+
+        def call(layer: Layer, x: Array, active: bool, _: Any) -> Array:
+            return layer(x, mask, active=active)
+
+        return run_layers(self, places, hidden, call, scan_layers=config.scan_layers, remat=config.remat, put_last=True)
 
     def pool(self, first: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         return jnp.tanh(self.pooler(first))

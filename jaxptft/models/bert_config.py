@@ -10,7 +10,7 @@ ALBERT       128              1             0                2            yes   
 ELECTRA      128 (small)      -             0                2            no      gelu                   -
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxptft.models.fields import (
     DTYPES,
@@ -22,6 +22,7 @@ from jaxptft.models.fields import (
     check_positive,
     check_rates,
 )
+from jaxptft.models.layer_run import check_layer_run
 
 _HEAD_DROPOUTS = ("head_dropout", "token_dropout", "choice_dropout")
 
@@ -45,6 +46,8 @@ class BertConfig:
     Dropouts are probabilities. `head_dropout` (classification) None means `dropout`; `token_dropout` and
     `choice_dropout` (multiple choice) None mean `head_dropout`; `answer_dropout` is question answering's,
     `sentence_dropout` that of the two sentence tasks. `dtype` is what is computed in; parameters are float32.
+
+    `scan_layers` and `remat` are how the layers run, and change no result but for its last bits (`layer_run`).
     """
 
     vocab_size: int = 30522
@@ -62,6 +65,8 @@ class BertConfig:
     initializer_range: float = 0.02
     pad_id: int | None = 0
     dtype: str = "float32"
+    scan_layers: bool = field(default=False, repr=False)
+    remat: str = field(default="none", repr=False)
     embedding_width: int | None = None
     layer_groups: int | None = None
     position_offset: int = 0
@@ -91,6 +96,7 @@ class BertConfig:
         check_activations(self, "classifier_activation", "mlm_activation", optional=True)
         check_choice(self, "sentence_head", ("nsp", "sop"))
         check_choice(self, "dtype", DTYPES)
+        check_layer_run(self)
         check_flags(self, "pooler", "classifier_input_dropout")
         check_rates(self, "dropout", "attention_dropout", "answer_dropout", "sentence_dropout")
         check_rates(self, *_HEAD_DROPOUTS, optional=True)

@@ -21,6 +21,7 @@ from jaxptft.models.decoding import Cache, Decoder
 from jaxptft.models.embeddings import Embedding
 from jaxptft.models.gpt2_config import Gpt2Config
 from jaxptft.models.heads import flatten_choices, tied_logits
+from jaxptft.models.layer_run import Place, run_layers
 from jaxptft.models.layers import (
     ACTIVATIONS,
     Dense,
@@ -64,10 +65,13 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention over the keys that the mask allows; one projection gives queries, keys and values."""
+    """Multi-head attention over the keys that the mask allows; one projection gives queries, keys and values.
+
+    `factor` is of the scores, beyond the 1 / sqrt(head width) that `attend` applies.
+    """
 
     config: Gpt2Config
-    index: int
+    factor: float
 
     def setup(self) -> None:
         config = self.config
@@ -91,17 +95,17 @@ class Attention(nn.Module):
             keys, values, first = past
             k = jax.lax.dynamic_update_slice_in_dim(keys, k, first, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(values, v, first, axis=1)
-        if (factor := self._factor()) != 1.0:
-            q = q * factor
+        if self.factor != 1.0:
+            q = q * self.factor
         put_attention(self, q, k, v, mask)
         drop = partial(self.drop, active=True) if active and config.attention_dropout > 0 else None
         return self.output(attend(q, k, v, mask, drop=drop).reshape(x.shape)), (k, v)
 
-    def _factor(self) -> float:
-        """What the config asks for beyond the 1 / sqrt(head width) that `attend` applies."""
-        config = self.config
-        factor = 1.0 if config.scale_attention else math.sqrt(config.width // config.heads)
-        return factor / (self.index + 1) if config.scale_by_layer else factor
+
+def _factor(config: Gpt2Config, index: int) -> float:
+    """Of the scores of a layer."""
+    factor = 1.0 if config.scale_attention else math.sqrt(config.width // config.heads)
+    return factor / (index + 1) if config.scale_by_layer else factor
 
 
 class Mlp(nn.Module):
@@ -128,12 +132,12 @@ class Layer(nn.Module):
     """Attention and MLP, each reading a norm of the residual stream and adding to it."""
 
     config: Gpt2Config
-    index: int
+    factor: float
 
     def setup(self) -> None:
         config = self.config
         self.attention_norm = LayerNorm(config.norm_epsilon, config.dtype)
-        self.attention = Attention(config, self.index)
+        self.attention = Attention(config, self.factor)
         self.mlp_norm = LayerNorm(config.norm_epsilon, config.dtype)
         self.mlp = Mlp(config)
         self.drop = Dropout(config.residual_dropout)
@@ -163,7 +167,7 @@ class Gpt2(nn.Module):
     def setup(self) -> None:
         config = self.config
         self.embeddings = Embeddings(config)
-        self.layer = [Layer(config, index) for index in range(config.layers)]
+        self.layer = [Layer(config, _factor(config, index)) for index in range(config.layers)]
         self.final_norm = LayerNorm(config.norm_epsilon, config.dtype)
 
     def __call__(
@@ -184,10 +188,16 @@ class Gpt2(nn.Module):
         put(self, "hidden", hidden)
         length = hidden.shape[1]
         mask = attention_mask(batch, (len(hidden), length)) & jnp.tril(jnp.ones((length, length), bool))
-        for index in range(start or 0, min(stop, layers)):
-            hidden, _ = self.layer[index](hidden, mask, active=train and index >= (self.frozen_layers or 0))
-            if index + 1 < layers:
-                put(self, "hidden", hidden)
+        places = [
+            Place(self.layer[index], train and index >= (self.frozen_layers or 0))
+            for index in range(start or 0, min(stop, layers))
+        ]
+
+        def call(layer: Layer, x: Array, active: bool, _: Any) -> Array:
+            return layer(x, mask, active=active)[0]
+
+        config = self.config
+        hidden = run_layers(self, places, hidden, call, scan_layers=config.scan_layers, remat=config.remat)
         if stop > layers:
             hidden = self.final_norm(hidden)
             put(self, "hidden", hidden)

@@ -1,6 +1,6 @@
 """The values that fix a GPT-2."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxptft.models.fields import (
     DTYPES,
@@ -12,6 +12,7 @@ from jaxptft.models.fields import (
     check_positive,
     check_rates,
 )
+from jaxptft.models.layer_run import check_layer_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class Gpt2Config:
     where `scale_by_layer`.
     `pad_id` names tokens that classification passes over when it looks for a row's last one (None: padding is what
     the attention mask says).
+
+    `scan_layers` and `remat` are how the layers run, and change no result but for its last bits (`layer_run`).
     """
 
     vocab_size: int = 50257
@@ -44,6 +47,8 @@ class Gpt2Config:
     initializer_range: float = 0.02
     pad_id: int | None = None
     dtype: str = "float32"
+    scan_layers: bool = field(default=False, repr=False)
+    remat: str = field(default="none", repr=False)
 
     def __post_init__(self) -> None:
         check_integers(self, "vocab_size", "width", "layers", "heads", "positions")
@@ -58,6 +63,12 @@ class Gpt2Config:
         check_flags(self, "scale_attention", "scale_by_layer")
         check_pad_id(self)
         check_choice(self, "dtype", DTYPES)
+        check_layer_run(self)
+        if self.scan_layers and self.scale_by_layer:
+            raise ValueError(
+                "Gpt2Config.scan_layers runs layers that compute alike, and under scale_by_layer each divides by its "
+                "own number: leave scan_layers out"
+            )
 
     @property
     def max_length(self) -> int:

@@ -107,7 +107,11 @@ class Dropout(nn.Module):
     def __call__(self, x: Float[Array, "..."], *, active: bool) -> Float[Array, "..."]:
         if not active or self.rate == 0.0:
             return x
-        return dropout(x, self.rate, self.make_rng("dropout"))
+        return dropout(x, self.rate, self.key())
+
+    def key(self) -> Key[Array, ""]:
+        """The key of the next draw; `layer_run` gives it where layers are scanned."""
+        return self.make_rng("dropout")
 
 
 class LayerNorm(nn.Module):

@@ -16,11 +16,12 @@ from jaxtyping import Array, Float, Int
 
 from jaxptft.models import vit
 from jaxptft.models.grid_positions import sincos_table
+from jaxptft.models.layer_run import Place, run_layers
 from jaxptft.models.layers import Dense, LayerNorm
 from jaxptft.models.mae_config import MaeConfig
 from jaxptft.models.model import Model, Params
 from jaxptft.models.pure import as_model, check_classes, check_depth
-from jaxptft.models.vit import Layer, Vit
+from jaxptft.models.vit import Layer, Vit, call_layer
 
 Batch = Mapping[str, Any]
 
@@ -51,8 +52,8 @@ class Decoder(nn.Module):
         masks = jnp.broadcast_to(self.mask_token, (len(x), hidden_count, x.shape[2]))
         patches = jnp.take_along_axis(jnp.concatenate([x[:, 1:], masks], axis=1), restore[..., None], axis=1)
         x = jnp.concatenate([x[:, :1], patches], axis=1) + jax.lax.stop_gradient(self.positions)
-        for layer in self.layer:
-            x = layer(x, active=active)
+        places = [Place(layer, active) for layer in self.layer]
+        x = run_layers(self, places, x, call_layer, scan_layers=self.config.scan_layers, remat=self.config.remat)
         return self.prediction(self.norm(x))[:, 1:].astype(jnp.float32)
 
 

@@ -1,6 +1,6 @@
 """The values that fix a masked autoencoder: a vision transformer's, and those of its decoder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxptft.models.fields import (
     DTYPES,
@@ -11,6 +11,7 @@ from jaxptft.models.fields import (
     check_positive,
     check_rates,
 )
+from jaxptft.models.layer_run import check_layer_run
 from jaxptft.models.vit_config import Size, VitConfig, as_pair, check_fixed, check_heads, check_image
 
 
@@ -22,6 +23,8 @@ class MaeConfig:
     decoder's layers are of its kind, with sizes of their own (`decoder`). `mask_ratio` and `normalise` are how it is
     pre-trained: the share of patches hidden, and whether the targets are pixels normalised in each patch. They are for
     the objective; the model does not read them.
+
+    `scan_layers` and `remat` are how the layers run, and change no result but for its last bits (`layer_run`).
     """
 
     image_size: Size = 224
@@ -45,6 +48,8 @@ class MaeConfig:
     mask_ratio: float = 0.75
     normalise: bool = False
     dtype: str = "float32"
+    scan_layers: bool = field(default=False, repr=False)
+    remat: str = field(default="none", repr=False)
 
     def __post_init__(self) -> None:
         check_integers(self, "width", "layers", "heads", "mlp_width")
@@ -57,6 +62,7 @@ class MaeConfig:
         check_activations(self, "activation")
         check_choice(self, "pooling", ("cls", "mean"))
         check_choice(self, "dtype", DTYPES)
+        check_layer_run(self)
         check_flags(self, "qkv_bias", "normalise")
         check_rates(self, "dropout", "attention_dropout", "mask_ratio")
         check_positive(self, "norm_epsilon", "initializer_range")
@@ -90,6 +96,8 @@ class MaeConfig:
             attention_dropout=self.attention_dropout,
             initializer_range=self.initializer_range,
             dtype=self.dtype,
+            scan_layers=self.scan_layers,
+            remat=self.remat,
         )
 
     @property

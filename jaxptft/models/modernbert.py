@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -23,6 +24,7 @@ from jaxptft.models.heads import (
     take_positions,
     tied_logits,
 )
+from jaxptft.models.layer_run import Place, run_layers
 from jaxptft.models.layers import ACTIVATIONS, Dropout, attention_mask, check_length, position_ids
 from jaxptft.models.model import Model, Params
 from jaxptft.models.modernbert_config import ModernBertConfig
@@ -106,16 +108,26 @@ class ModernBert(nn.Module):
             return hidden
         put(self, "hidden", hidden)
         masks, turns = _masks(config, batch, hidden), _turns(config, batch, hidden)
-        for index in range(first, min(stop, config.layers)):
-            kind = config.is_global(index)
-            active = train and index >= (self.frozen_layers or 0)
-            hidden = self.layer[index](hidden, masks[kind], turns[kind], active=active)
-            if index + 1 < config.layers:
-                put(self, "hidden", hidden)
+        places = [
+            Place(self.layer[index], train and index >= (self.frozen_layers or 0), config.is_global(index))
+            for index in range(first, min(stop, config.layers))
+        ]
+
+        def call(layer: Layer, x: Array, active: bool, whole: Any) -> Array:
+            return layer(x, _of_kind(masks, whole), _of_kind(turns, whole), active=active)
+
+        hidden = run_layers(self, places, hidden, call, scan_layers=config.scan_layers, remat=config.remat)
         if stop > config.layers:
             hidden = self.final_norm(hidden)
             put(self, "hidden", hidden)
         return hidden
+
+
+def _of_kind(found: dict[bool, Any], whole: Any) -> Any:
+    """What a layer reads of a kind, which an array chooses where layers of both are scanned."""
+    if isinstance(whole, bool):
+        return found[whole]
+    return jax.tree.map(lambda one, other: jnp.where(whole, one, other), found[True], found[False])
 
 
 def _masks(config: ModernBertConfig, batch: Batch, hidden: Array) -> dict[bool, Bool[Array, "batch queries keys"]]:

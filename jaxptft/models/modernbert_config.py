@@ -1,6 +1,6 @@
 """The values that fix a ModernBERT."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from reprlib import repr as shown
 
 from jaxptft.models.fields import (
@@ -14,6 +14,7 @@ from jaxptft.models.fields import (
     check_rates,
     is_integer,
 )
+from jaxptft.models.layer_run import check_layer_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class ModernBertConfig:
     `pooling` is "cls" or "mean". Dropouts are probabilities. Weights start truncated at `initializer_cutoff`
     deviations. `pad_id` names the row of the word table that is zero at the start and gets no gradient as an input.
     `positions` is the longest text, in tokens. `dtype` is what is computed in; parameters are float32.
+
+    `scan_layers` and `remat` are how the layers run, and change no result but for its last bits (`layer_run`).
     """
 
     vocab_size: int = 50368
@@ -54,6 +57,8 @@ class ModernBertConfig:
     initializer_cutoff: float = 2.0
     pad_id: int | None = 50283
     dtype: str = "float32"
+    scan_layers: bool = field(default=False, repr=False)
+    remat: str = field(default="none", repr=False)
 
     def __post_init__(self) -> None:
         check_integers(self, "vocab_size", "width", "layers", "heads", "mlp_width", "positions", "local_attention")
@@ -68,6 +73,7 @@ class ModernBertConfig:
         check_activations(self, "activation", "classifier_activation")
         check_choice(self, "pooling", ("cls", "mean"))
         check_choice(self, "dtype", DTYPES)
+        check_layer_run(self)
         check_pad_id(self)
         if self.global_layers is not None:
             strays = [layer for layer in self.global_layers if not is_integer(layer) or not 0 <= layer < self.layers]

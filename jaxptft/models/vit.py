@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxptft.models.grid_positions import resize_positions, sincos_table
+from jaxptft.models.layer_run import Place, run_layers
 from jaxptft.models.layers import Attention, Dense, Dropout, LayerNorm, Mlp
 from jaxptft.models.model import Model, Params
 from jaxptft.models.outputs import check_outputs, put
@@ -132,6 +133,11 @@ class Layer(nn.Module):
         return x + self.drop(self.mlp(self.mlp_norm(x)), active=active)
 
 
+def call_layer(layer: Layer, x: Array, active: bool, _: Any) -> Array:
+    """How `run_layers` runs one."""
+    return layer(x, active=active)
+
+
 class Vit(nn.Module):
     """The encoder without a head.
 
@@ -167,10 +173,12 @@ class Vit(nn.Module):
         if start is not None and start > layers:
             return hidden
         put(self, "hidden", hidden)
-        for index in range(start or 0, min(stop, layers)):
-            hidden = self.layer[index](hidden, active=train and index >= (self.frozen_layers or 0))
-            if index + 1 < layers:
-                put(self, "hidden", hidden)
+        places = [
+            Place(self.layer[index], train and index >= (self.frozen_layers or 0))
+            for index in range(start or 0, min(stop, layers))
+        ]
+        config = self.config
+        hidden = run_layers(self, places, hidden, call_layer, scan_layers=config.scan_layers, remat=config.remat)
         if stop > layers:
             hidden = self.final_norm(hidden)
             put(self, "hidden", hidden)

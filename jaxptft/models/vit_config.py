@@ -1,6 +1,6 @@
 """The values that fix a vision transformer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from reprlib import repr as shown
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxptft.models.fields import (
     check_rates,
     is_integer,
 )
+from jaxptft.models.layer_run import check_layer_run
 
 Size = int | tuple[int, int]
 """Height and width in pixels; one number where they are the same."""
@@ -31,6 +32,8 @@ class VitConfig:
     token; `pooling` what the classifier reads: the "cls" token, or the "mean" over the patches.
 
     Dropouts are probabilities. `dtype` is what is computed in; parameters and the residual stream are float32.
+
+    `scan_layers` and `remat` are how the layers run, and change no result but for its last bits (`layer_run`).
     """
 
     image_size: Size = 224
@@ -50,6 +53,8 @@ class VitConfig:
     attention_dropout: float = 0.0
     initializer_range: float = 0.02
     dtype: str = "float32"
+    scan_layers: bool = field(default=False, repr=False)
+    remat: str = field(default="none", repr=False)
 
     def __post_init__(self) -> None:
         check_integers(self, "width", "layers", "heads", "mlp_width")
@@ -58,6 +63,7 @@ class VitConfig:
         check_activations(self, "activation")
         check_choice(self, "pooling", ("cls", "mean"))
         check_choice(self, "dtype", DTYPES)
+        check_layer_run(self)
         check_flags(self, "qkv_bias", "pooler", "fixed_positions")
         check_rates(self, "dropout", "attention_dropout")
         check_positive(self, "norm_epsilon", "initializer_range")
@@ -89,12 +95,12 @@ def as_pair(size: Size) -> tuple[int, int]:
 def check_image(config: Any) -> None:
     """ValueError for sizes of image and patch that are none or do not go together, and for other channels."""
     name = type(config).__name__
-    for field in ("image_size", "patch_size"):
-        size = getattr(config, field)
+    for measure in ("image_size", "patch_size"):
+        size = getattr(config, measure)
         pair = as_pair(size)
         if len(pair) != 2 or not all(is_integer(part) and part >= 1 for part in pair):
             raise ValueError(
-                f"{name}.{field} must be an integer of at least 1, or a pair of them: height and width; "
+                f"{name}.{measure} must be an integer of at least 1, or a pair of them: height and width; "
                 f"got {shown(size)}"
             )
     image, patch = as_pair(config.image_size), as_pair(config.patch_size)

@@ -12,6 +12,7 @@ from jaxptft import convert, data, models, objectives, optim, train
 from jaxptft.recipes import adaptation, additions, dials, forgetting_report, keeping, packing
 from jaxptft.recipes import report as reports
 from jaxptft.recipes.adoption import adopt, draw_missing, fresh_pieces, refuse_frozen_fresh
+from jaxptft.recipes.computing import computed_as
 from jaxptft.recipes.device_mesh import choose_mesh
 from jaxptft.recipes.finetune import Config
 from jaxptft.recipes.forgetting_probe import probe_of
@@ -23,7 +24,7 @@ from jaxptft.recipes.tasks import IMAGE_TASKS, head_of, module_of
 from jaxptft.recipes.tasks.contract import Task
 from jaxptft.recipes.tasks.kinds import reads_images
 from jaxptft.recipes.tasks.labelled_rows import augmented
-from jaxptft.recipes.training import Training, computed_with, frozen_depth
+from jaxptft.recipes.training import Training, frozen_depth
 
 if TYPE_CHECKING:
     from jaxptft.train import LoopState, StopFlag
@@ -54,10 +55,7 @@ class FinetuneRun:
         self._build_training()
 
     def sibling(self, config: Config, *, name: str, say: Callable[[str], None], stop: "StopFlag") -> "FinetuneRun":
-        """A run of the same program, whose dials, seed, folder and test rows may be others; what it can it shares.
-
-        Raises ValueError, naming the key, where it would be another program.
-        """
+        """Of the same program, with dials, seed, folder and test rows of its own; ValueError, naming a key, if not."""
         config = packing.settled(config, self.checkpoint.config)
         dials.check_one_program(self.config, config)
         other = copy(self)
@@ -200,7 +198,7 @@ class FinetuneRun:
 
     def _build_model(self) -> None:
         config, checkpoint, task = self.config, self.checkpoint, self.task
-        self.architecture = computed_with(checkpoint.config, dtype=config.dtype, dropout=config.dropout)
+        self.architecture = computed_as(checkpoint.config, config, self.say)
         init_rng, self.step_rng = jax.random.split(jax.random.key(config.seed))
         kept, head = {"backbone": checkpoint.params["backbone"]}, "fresh"
         if task.head is not None and task.head in checkpoint.params:
@@ -345,7 +343,7 @@ class FinetuneRun:
         """The same with other dials, as a program takes them."""
         own = copy(self)
         own.config = dials.turned(self.config, chosen)
-        own.architecture = computed_with(self.checkpoint.config, dtype=own.config.dtype, dropout=own.config.dropout)
+        own.architecture = computed_as(self.checkpoint.config, own.config, lambda told: None)
         return own._objective_of(learns, own._penalties())
 
     def finish(self, loop: "LoopState") -> dict[str, reports.Report]:

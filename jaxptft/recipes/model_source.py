@@ -9,6 +9,7 @@ from jaxptft.convert.families import FAMILIES
 from jaxptft.convert.hf_config import read_json
 from jaxptft.convert.native import DESCRIPTION
 from jaxptft.data.cache import fingerprint
+from jaxptft.recipes.training_settings import LAYER_RUN
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.bin", "*.msgpack"]
 
@@ -53,9 +54,11 @@ def open_model(
 def model_fingerprint(params: Any, architecture: Any, preprocessing: Any = None) -> str:
     """What tells a model from another: its parameters, what is computed with them, and how images come to it.
 
-    Of the architecture's fields those count that are not as usual, so that one which a later version adds changes none.
+    Of the architecture's fields those count that are not as usual, so that one which a later version adds changes none,
+    and not how layers run.
     """
-    described = {field.name: getattr(architecture, field.name) for field in fields(architecture)}
+    counted = [field.name for field in fields(architecture) if field.name not in LAYER_RUN]
+    described = {name: getattr(architecture, name) for name in counted}
     usual = {field.name: field.default for field in fields(architecture)}
     own = {name: value for name, value in sorted(described.items()) if value != usual[name]}
     return fingerprint([train.fingerprint(params), type(architecture).__name__, repr(own), repr(preprocessing)])

@@ -11,6 +11,7 @@ from jaxptft import convert, data, models, objectives, train
 from jaxptft.recipes import image_objectives, image_pictures
 from jaxptft.recipes import report as reports
 from jaxptft.recipes.adoption import adopt, draw_missing, fresh_pieces, refuse_frozen_fresh
+from jaxptft.recipes.computing import computed_as
 from jaxptft.recipes.device_mesh import choose_mesh
 from jaxptft.recipes.importance import features_of_rows
 from jaxptft.recipes.measured import Measured
@@ -22,7 +23,6 @@ from jaxptft.recipes.training import (
     EVALUATION_ROWS,
     LAST,
     Training,
-    computed_with,
     frozen_depth,
     last,
 )
@@ -145,7 +145,7 @@ class PretrainImagesRun:
         else:
             self.family, self.architecture = self.checkpoint.family, self.checkpoint.config
         self.saved_architecture = self.architecture  # dtype and dropout are of this run, not of the model
-        self.architecture = computed_with(self.architecture, dtype=config.dtype, dropout=config.dropout)
+        self.architecture = computed_as(self.architecture, config, self.say)
 
     def _objective(self, frozen_layers: int | None) -> objectives.Objective:
         assert self.preprocessing is not None

@@ -14,6 +14,7 @@ from jaxptft.convert.families import find_family
 from jaxptft.convert.heads import find_architecture
 from jaxptft.recipes import report as reports
 from jaxptft.recipes.adoption import adopt, draw_missing, fresh_pieces, refuse_frozen_fresh
+from jaxptft.recipes.computing import computed_as
 from jaxptft.recipes.device_mesh import choose_mesh
 from jaxptft.recipes.model_source import model_fingerprint, open_model
 from jaxptft.recipes.pretrain import Config
@@ -21,7 +22,6 @@ from jaxptft.recipes.training import (
     EVALUATION_ROWS,
     LAST,
     Training,
-    computed_with,
     dropouts_of,
     frozen_depth,
     last,
@@ -133,7 +133,7 @@ class PretrainRun:
                 "lower it" + ("" if self.checkpoint else ", or give shape.positions")
             )
         self.saved_architecture = self.architecture  # dtype and dropout are of this run, not of the model
-        self.architecture = computed_with(self.architecture, dtype=config.dtype, dropout=config.dropout)
+        self.architecture = computed_as(self.architecture, config, self.say)
         # What this model or tokenizer cannot do, or no config.json can name, is refused before the corpus is read.
         self._objective(None)
         held = [head for head in _HEADS[config.objective] if head != "generator"]

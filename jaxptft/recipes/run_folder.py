@@ -36,6 +36,8 @@ _MAY_CHANGE = (
         "stuck_after",
         "steps_per_dispatch",
         "read_ahead",
+        "scan_layers",
+        "remat",
     ),  # where and how it runs; the last bits may differ, which is said
 )
 _READ = (

@@ -299,6 +299,8 @@ class Training:
             "mesh": mesh,
             "processes": jax.process_count(),
             "steps_per_dispatch": self._together,
+            "scan_layers": self.config.scan_layers,
+            "remat": self.config.remat,
         }
 
     def _stages(self) -> list[train.Stage]:

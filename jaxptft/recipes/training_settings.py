@@ -10,6 +10,9 @@ from pydantic import Field, field_validator, model_validator
 
 from jaxptft.recipes.settings import Settings, build
 
+LAYER_RUN = ("scan_layers", "remat")
+"""Settings, and fields of transformers' configs, that change no result but for its last bits."""
+
 
 class Optimizer(Settings):
     """AdamW, and how its rate moves."""
@@ -152,6 +155,11 @@ class LearningSettings(PlanSettings):
     seed: int = Field(default=0, ge=0, lt=2**31)
     dtype: Literal["float32", "bfloat16"] = "float32"
     """what is computed in; parameters stay float32 (float16 would need its loss scaled: its gradients vanish)"""
+    scan_layers: bool = False
+    """run a transformer's layers as one body that is compiled once: deep models start sooner, and steps take longer"""
+    remat: Literal["none", "full", "dots", "dots_no_batch"] = "none"
+    """what of a transformer's layers the backward pass computes anew, to need less memory: nothing, everything, all but
+    matrix products, all but projections"""
     parallel: Literal["jit", "pmap"] = "jit"
     devices: int | None = Field(default=None, ge=1)
     """how many devices to use (default: all)"""

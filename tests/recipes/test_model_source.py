@@ -98,3 +98,4 @@ def test_a_fingerprint_tells_parameters_architectures_and_preprocessing_apart():
     ]
     assert len(set(made)) == len(made)
     assert model_fingerprint(params, models.BertConfig()) == made[0]
+    assert model_fingerprint(params, models.BertConfig(scan_layers=True, remat="full")) == made[0]  # the same model

@@ -1,10 +1,13 @@
 """What every training recipe shares: depths that are frozen, and configs changed."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import pytest
 
 from jaxptft import models, objectives, optim
-from jaxptft.recipes import training
+from jaxptft.recipes import computing, settings, training
+from jaxptft.recipes.training_settings import LearningSettings
 
 
 @pytest.mark.parametrize(
@@ -57,3 +60,24 @@ def test_each_stage_has_its_own_objective_and_all_the_same_constants():
 
     with pytest.raises(ValueError, match="the objective of the stage from step 2 has other constants than the first's"):
         training._by_stage(other_constants, table, 10)
+
+
+def test_a_run_s_settings_say_how_the_model_is_computed(tmp_path):
+    config = models.BertConfig(vocab_size=9, width=4, layers=1, heads=1, mlp_width=4)
+    given = {"out": str(tmp_path), "dropout": 0.3, "dtype": "bfloat16"}
+    said = []
+    plain = computing.computed_as(config, settings.build(LearningSettings, given), said.append)
+    assert plain == training.computed_with(config, dtype="bfloat16", dropout=0.3)
+    assert not said
+    asked = settings.build(LearningSettings, given | {"scan_layers": True, "remat": "dots"})
+    assert computing.computed_as(config, asked, said.append) == replace(plain, scan_layers=True, remat="dots")
+    assert said == ["layers: scanned, remat dots"]
+
+
+@pytest.mark.parametrize("way", [{"scan_layers": True}, {"remat": "full"}])
+def test_layers_of_what_is_no_transformer_run_one_by_one(way, tmp_path):
+    asked = settings.build(LearningSettings, {"out": str(tmp_path)} | way)
+    with pytest.raises(
+        ValueError, match=f"{next(iter(way))} is for transformers, and the model is of kind Conv; leave"
+    ):
+        computing.computed_as(models.ConvConfig(), asked, print)

@@ -1,0 +1,26 @@
+"""How a run computes its model, which is none of the model's own: in what dtype, with what dropout, layers run how."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+from jaxptft.recipes.training import computed_with
+from jaxptft.recipes.training_settings import LAYER_RUN, LearningSettings
+
+
+def computed_as(architecture: Any, config: LearningSettings, say: Callable[[str], None]) -> Any:
+    """A model's config as the run's settings have it computed; says how its layers run where that is not as usual.
+
+    Raises ValueError for layers that cannot run so.
+    """
+    asked = {name: getattr(config, name) for name in LAYER_RUN}
+    chosen = {name: value for name, value in asked.items() if value != type(config).model_fields[name].default}
+    known = {field.name for field in fields(architecture)}
+    for name in chosen:
+        if name not in known:
+            kind = type(architecture).__name__.removesuffix("Config")
+            raise ValueError(f"{name} is for transformers, and the model is of kind {kind}; leave it out")
+    if chosen:
+        ways = ["scanned"] * config.scan_layers + [f"remat {config.remat}"] * (config.remat != "none")
+        say(f"layers: {', '.join(ways)}")
+    return replace(computed_with(architecture, dtype=config.dtype, dropout=config.dropout), **chosen)
