@@ -25,6 +25,7 @@ from jaxptft.data.images import (
     read_images,
     split_images,
 )
+from jaxptft.data.kept import KeptBatches, KeptStates, keep_states
 from jaxptft.data.labels import Labels
 from jaxptft.data.packed_rows import PackedRows
 from jaxptft.data.packing import PackedBatches, Packing, pack, padding_share
@@ -117,6 +118,9 @@ __all__ = [
     "brown",
     "brown_corpus",
     "cache_folder",
+    "keep_states",
+    "KeptBatches",
+    "KeptStates",
     "conll2003",
     "convert_tags",
     "causal_segments",

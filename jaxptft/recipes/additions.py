@@ -14,10 +14,11 @@ class Build(NamedTuple):
 
     architecture: Any
     frozen_layers: int | None
+    start: int | None = None  # the layers below, frozen, whose states batches hold
 
     def __call__(self, task: str, **options: Any) -> models.Model:
         """`models.build` for a task."""
-        return models.build(self.architecture, task, frozen_layers=self.frozen_layers, **options)
+        return models.build(self.architecture, task, frozen_layers=self.frozen_layers, start=self.start, **options)
 
     def pooled(self, pooling: str | None = None) -> models.Model:
         """One vector a text; by default the one that a classifier of this family reads."""

@@ -1,13 +1,14 @@
 """What of a model is imported, what starts afresh, and which of it may train."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-from jaxptft import convert, optim
+from jaxptft import convert, objectives, optim
 from jaxptft.objectives import Params
 from jaxptft.recipes import training_plan
+from jaxptft.recipes.finetune import Config
 from jaxptft.recipes.training_plan import STILL
 
 
@@ -63,4 +64,23 @@ def refuse_frozen_fresh(fresh: Params, trainable: Any, kept: Params, *, model: s
             raise ValueError(
                 f"{path} is not in {model}, so it starts afresh, and freeze={freeze!r} would keep it there; "
                 "let it train"
+            )
+
+
+def check_baseline(config: Config, params: Params, heads: Sequence[str | None]) -> None:
+    """ValueError for multipliers of what a baseline from scratch lacks: adapters, and the `heads` of another domain.
+
+    So it is refused now, and not when its turn comes.
+    """
+    if config.baseline == "none":
+        return
+    lacking = {objectives.LORA, *heads}
+    paths = optim.paths(params)
+    own = [path for path in paths if path.partition("/")[0] not in lacking]
+    for pattern in config.optimizer.multipliers:
+        reached = [path for path in paths if optim.matches(pattern, path)]
+        if reached and not set(reached) & set(own):
+            raise ValueError(
+                f"optimizer.multipliers has {pattern!r}, of which a baseline from scratch has nothing; leave out "
+                "the pattern or the baseline"
             )

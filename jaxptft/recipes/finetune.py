@@ -157,6 +157,10 @@ class Config(TrainingSettings):
     packing: Literal["off", "on", "auto"] = "off"
     """on: short training texts share rows, each seeing only itself, in batches of mixed lengths; auto: where the model
     and task can and less is padded; length_buckets is then how many numbers of rows batches have"""
+    cache_features: Literal["auto", "off"] = "auto"
+    """auto: of texts, what wholly frozen lower layers make is computed once and kept, if that serves several epochs"""
+    cache_features_gb: float = Field(default=4.0, ge=0)
+    """how much of it is kept in memory; the rest is in a file of the user's cache folder while the run lasts"""
     l2_to_pretrained: float = Field(default=0.0, ge=0)
     """weight of ||theta - theta_pretrained||^2 over the trainable parameters of the imported backbone"""
     l2: L2 = L2()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxptft import convert, data, models, objectives, optim, train
-from jaxptft.recipes import adaptation, additions, dials, forgetting_report, keeping, packing
+from jaxptft import convert, data, models, objectives, train
+from jaxptft.recipes import adaptation, additions, dials, forgetting_report, keeping, kept_features, packing
 from jaxptft.recipes import report as reports
-from jaxptft.recipes.adoption import adopt, draw_missing, fresh_pieces, refuse_frozen_fresh
+from jaxptft.recipes.adoption import adopt, check_baseline, draw_missing, fresh_pieces, refuse_frozen_fresh
 from jaxptft.recipes.computing import computed_as
 from jaxptft.recipes.device_mesh import choose_mesh
 from jaxptft.recipes.finetune import Config
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 class FinetuneRun:
     """Everything between a `Config` and its results; built whole before the first step, so that mistakes come first."""
 
+    start: int | None = None  # the layers that are run once, before the first step
     also_same: tuple[tuple[str, str], ...] = ()  # what else a resumed run must have in common with its beginning
 
     def __init__(
@@ -52,6 +53,7 @@ class FinetuneRun:
         self._read_data()
         stop.raise_if_set()
         self._build_model()
+        self._keep_features()
         self._build_training()
 
     def sibling(self, config: Config, *, name: str, say: Callable[[str], None], stop: "StopFlag") -> "FinetuneRun":
@@ -64,6 +66,8 @@ class FinetuneRun:
         if (config.seed, config.test) != (self.config.seed, self.config.test):
             other._read_data()
         other._build_model()
+        if other.batches is not self.batches:
+            other._keep_features()
         other._build_training()
         return other
 
@@ -233,28 +237,24 @@ class FinetuneRun:
             if new := fresh_pieces(fresh, kept):
                 self.say(f"{config.model} lacks {', '.join(new)}: fresh")
         self.params, self.trainable = keeping.with_adapters(config, self.params, self.trainable, self.imported)
-        self._check_baseline()
+        check_baseline(config, self.params, [one.head for one in self.additions if one.name == "dann"])
         self.moves = keeping.moving(self.trainable)  # of the model's own parameters
         self.origin = f"{checkpoint.family} from {origin}"
+
+    def _keep_features(self) -> None:
+        self.start, self.batches = kept_features.kept(
+            self.config,
+            self.task,
+            self.batches,
+            architecture=self.architecture,
+            depth=None if self.additions else frozen_depth(self.moves, self.architecture),
+            params=self.params,
+            **{"mesh": self.mesh, "say": self.say, "stop": self.stop},
+        )
 
     def _compiled_init(self, init: Callable[..., Any]) -> Callable[..., Any]:
         make = lambda: train.made_spread(init, self.mesh)  # noqa: E731
         return make() if self.program is None else self.program.part("init", make)
-
-    def _check_baseline(self) -> None:
-        """A baseline from scratch has no adapters and no other domain: refused now, not when its turn comes."""
-        if self.config.baseline == "none":
-            return
-        lacking = {objectives.LORA, *(addition.head for addition in self.additions if addition.name == "dann")}
-        paths = optim.paths(self.params)
-        own = [path for path in paths if path.partition("/")[0] not in lacking]
-        for pattern in self.config.optimizer.multipliers:
-            reached = [path for path in paths if optim.matches(pattern, path)]
-            if reached and not set(reached) & set(own):
-                raise ValueError(
-                    f"optimizer.multipliers has {pattern!r}, of which a baseline from scratch has nothing; leave out "
-                    "the pattern or the baseline"
-                )
 
     def _objective(
         self, frozen_layers: int | None, penalties: Sequence[objectives.Penalty] = ()
@@ -271,7 +271,7 @@ class FinetuneRun:
 
     def _learnt(self, frozen_layers: int | None, penalties: Sequence[objectives.Penalty] = ()) -> objectives.Objective:
         """The task alone, or with everything that goes beside it."""
-        build = additions.Build(self.architecture, frozen_layers)
+        build = additions.Build(self.architecture, frozen_layers, None if frozen_layers is None else self.start)
         model = build(self.task.model_task, classes=self.task.classes)
         task = keeping.r_drop(self.config, self.task.objective(model), model, self.architecture)
         if not self.additions:
