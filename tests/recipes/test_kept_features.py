@@ -1,0 +1,90 @@
+"""Frozen layers that are run once: the same training, and where it is not done."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+FROZEN = {"steps": 12, "evaluate_every": 6, "log_every": 1, "learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def deep(make_model, tmp_path_factory):
+    return str(make_model(tmp_path_factory.mktemp("deep") / "model", num_hidden_layers=3))
+
+
+def agree(lines_of, tensors_of, one, other):
+    for kind, key in (("train", "loss"), ("evaluation", "classification/loss")):
+        both = [[line[key] for line in lines_of(path, kind)] for path in (one, other)]
+        np.testing.assert_allclose(*both, rtol=1e-5)
+    ours, theirs = (tensors_of(path / "model") for path in (one, other))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        if not name.endswith("key.bias"):  # softmax is blind to it, and Adam makes steps of its gradient's last bits
+            np.testing.assert_allclose(tensor, theirs[name], atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "told", "changes"),
+    [
+        ("backbone", "the whole backbone is", {}),
+        ("all-but-top-1", "the lower 2 layers are", {"dropout": 0.2, "l2_to_pretrained": 0.1}),
+        pytest.param(
+            "all-but-top-2",
+            "the lower 1 layers are",
+            {"accumulate": 2, "steps_per_dispatch": 3, "cache_features_gb": 0},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_training_is_the_same(fine_tune, tmp_path, lines_of, tensors_of, deep, freeze, told, changes):
+    values = FROZEN | {"model": deep, "freeze": freeze} | changes
+    kept = fine_tune(tmp_path / "kept", **values)
+    assert f"frozen: {told} computed once for 88 rows" in kept.said
+    assert ("in a file" in kept.said) == ("cache_features_gb" in changes)
+    plain = fine_tune(tmp_path / "plain", **values, cache_features="off")
+    assert "computed once" not in plain.said
+    agree(lines_of, tensors_of, tmp_path / "kept", tmp_path / "plain")
+    assert kept.best_step == plain.best_step
+
+
+def test_tokens_are_tagged_above_frozen_layers(fine_tune, tmp_path, deep):
+    """A task that reads no pooler starts below it."""
+    lines = ["\n".join(f"{word} {'B-X' if word == 'good' else 'O'}" for word in ("good", "fine", "bad"))] * 12
+    path = tmp_path / "tags.conll"
+    path.write_text("\n\n".join(lines) + "\n")
+    values = {"task": "token_classification", "train": str(path), "eval": str(path), "model": deep}
+    losses = []
+    for name, cache in (("kept", "auto"), ("plain", "off")):
+        run = fine_tune(tmp_path / name, **FROZEN, **values, freeze="backbone", cache_features=cache)
+        losses.append(run.reports["eval"].metrics)
+    assert losses[0] == pytest.approx(losses[1])
+
+
+def test_a_run_that_is_resumed_is_the_run_that_was_not_killed(fine_tune, tmp_path, deep, tensors_of):
+    values = FROZEN | {"model": deep, "freeze": "all-but-top-1", "dropout": 0.2, "keep_checkpoints": 2}
+    fine_tune(tmp_path / "run", **values)
+    whole, log = tensors_of(tmp_path / "run/model"), (tmp_path / "run/metrics.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "run/checkpoints/step_00000012")  # as a run that was killed behind step 6
+    again = fine_tune(tmp_path / "run", **values, resume=True)
+    assert "computed once" in again.said
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == log
+    for name, tensor in tensors_of(tmp_path / "run/model").items():
+        np.testing.assert_array_equal(tensor, whole[name])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"freeze": "none"},
+        {"freeze": "backbone", "steps": 2},  # less than an epoch
+        {"freeze": "backbone", "augment": {"deletion": 0.1}},
+        {"freeze": "backbone", "packing": "on"},
+        {"freeze": "backbone/embeddings/**"},  # which are as soon looked up as read
+    ],
+)
+def test_where_it_cannot_be_or_does_not_pay_nothing_is_kept(built, tmp_path, deep, changes):
+    run = built(tmp_path / "run", **{"model": deep, "steps": 12} | changes)
+    assert run.start is None
+    assert not [line for line in run.said if "computed once" in line]
+    assert "hidden" not in run.batches["train"].batch_at(0)
