@@ -72,11 +72,17 @@ def write_json(path: Path, value: object) -> None:
     temporary.replace(path)
 
 
-def ask(request: dict, *, script: Path | None = None, environment: Mapping[str, str] | None = None) -> dict:
+def ask(
+    request: dict,
+    *,
+    script: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> dict:
     """The answer of a fresh worker process: JSON on its stdin, JSON on the last line of its stdout.
 
     The script is by default the fine-tuning worker of that name; another is called with the argument `worker`.
-    RuntimeError with the worker's stderr when it fails.
+    RuntimeError with the worker's stderr when it fails, subprocess.TimeoutExpired after `timeout` seconds.
     """
     threads = {"OMP_NUM_THREADS": str(request["threads"]), "TOKENIZERS_PARALLELISM": "false"}
     command = [str(SCRIPTS[request["worker"]])] if script is None else [str(script), "worker"]
@@ -87,6 +93,7 @@ def ask(request: dict, *, script: Path | None = None, environment: Mapping[str, 
         text=True,
         env={**os.environ, **threads, **(environment or {})},
         check=False,
+        timeout=timeout,
     )
     if done.returncode != 0:
         raise RuntimeError(
