@@ -3,7 +3,7 @@
     python experiments/benchmarks/memory.py             # results/memory_cpu.json
     python experiments/benchmarks/memory.py --smoke
 
-A fresh process for each batch size of each side takes three steps of BERT-base on rows of 128 tokens and reports the
+A fresh process for each batch size of each side takes two steps of BERT-base on rows of 128 tokens and reports the
 most memory it ever held, imports and weights included. `ours` finds its programs compiled by an earlier process, as a
 second run does; `ours_compiling` has the compiler in it. `p0` is transformers + torch as people run it, `p1` projects
 only the masked positions to the vocabulary. The bound is what p0 takes at the middle one of the batch sizes.
@@ -18,7 +18,7 @@ import numpy as np
 import peers
 import workload
 
-WORK, STEPS = Path("runs/benchmarks/memory"), 3
+WORK, STEPS = Path("runs/benchmarks/memory"), 2
 NAMES = ("p0", "p1", "ours", "ours_compiling")
 
 
