@@ -68,16 +68,20 @@ def render(found: Sequence[tuple[str, dict]]) -> str:
 
 
 def better(line: dict[str, Any], peer: str) -> float | None:
-    """How many times better ours is than a peer: of a rate ours over it, of a time or a size the inverse."""
-    if not line["ours"] or not line[peer]:
+    """How many times better ours is than a peer: of a rate ours over it, of a time or a size the inverse.
+
+    None where either is not there, or not positive: a difference of times may be.
+    """
+    if not min(line["ours"] or 0, line[peer] or 0) > 0:
         return None
     ratio = line["ours"] / line[peer]
     return ratio if line["unit"].endswith("/s") else 1 / ratio
 
 
 def plot(found: Sequence[tuple[str, dict]], path: Path) -> None:
-    """One bar a line and peer: how many times better ours is, on a logarithmic axis."""
+    """One bar a line and peer: how many times better ours is (see `better`), on a logarithmic axis."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     lines = [line for _, record in found for line in record["table"] if better(line, "p0") or better(line, "p1")]
     figure = Figure(figsize=(7, 1 + 0.5 * len(lines)), layout="constrained")
@@ -86,9 +90,13 @@ def plot(found: Sequence[tuple[str, dict]], path: Path) -> None:
         bars = [(place + shift, better(line, peer)) for place, line in enumerate(lines)]
         bars = [(place, value) for place, value in bars if value is not None]
         places, values = [place for place, _ in bars], [value for _, value in bars]
-        drawn = axes.barh(places, values, 0.38, color=colour, label=f"beside {peer.upper()}")
-        axes.bar_label(drawn, fmt="%.2g", padding=2, fontsize=8)
-    axes.set(xscale="log", xlabel="times better (rates: ours / theirs; times and sizes: theirs / ours)")
+        widths = [value - 1 for value in values]
+        drawn = axes.barh(places, widths, 0.38, left=1, color=colour, label=f"beside {peer.upper()}")
+        axes.bar_label(drawn, labels=[f"{value:.2g}" for value in values], padding=2, fontsize=8)
+    axes.set(xscale="log", xlabel="times better")
+    axes.margins(x=0.15)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(lines)), [line["what"] for line in lines])
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)
