@@ -9,10 +9,12 @@ import json
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -86,20 +88,26 @@ def ask(
     """
     threads = {"OMP_NUM_THREADS": str(request["threads"]), "TOKENIZERS_PARALLELISM": "false"}
     command = [str(SCRIPTS[request["worker"]])] if script is None else [str(script), "worker"]
-    done = subprocess.run(
+    asked = json.dumps({**request, "sent": time.time()})
+    running = subprocess.Popen(
         [sys.executable, *command],
-        input=json.dumps({**request, "sent": time.time()}),
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **threads, **(environment or {})},
-        check=False,
-        timeout=timeout,
+        start_new_session=True,
     )
-    if done.returncode != 0:
-        raise RuntimeError(
-            f"worker {request['worker']}, mode {request['mode']}, exit {done.returncode}:\n{done.stderr}"
-        )
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    try:
+        output, errors = running.communicate(asked, timeout)
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)  # its own helpers too, compilers for instance
+        running.wait()
+        raise
+    if running.returncode != 0:
+        raise RuntimeError(f"worker {request['worker']}, mode {request['mode']}, exit {running.returncode}:\n{errors}")
+    return json.loads(output.strip().splitlines()[-1])
 
 
 def read_rows(path: Path) -> tuple[list[str], np.ndarray]:
