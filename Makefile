@@ -35,8 +35,21 @@ doctest: $(VENV)/.test
 
 check: lint types test slow doctest
 
-bench: $(VENV)/.test         ## side-by-side measurements against transformers + torch
-	$(BIN)/python experiments/benchmarks/finetune.py
+# Short runs of every script, under twenty minutes on two cores; without flags each measures longer.
+BENCH := $(BIN)/python experiments/benchmarks
+EAGER := '{"compile": "no", "attention": "sdpa", "optimizer": "fused", "multiple": 1}'
+
+bench: $(VENV)/.test         ## side-by-side measurements against transformers + torch, and their table
+	$(BENCH)/mlm_step.py --rounds 2
+	$(BENCH)/finetune.py --rounds 2 --steps 16 --check-batches 8 --p1 $(EAGER)
+	$(BENCH)/start_up.py --rounds 1
+	$(BENCH)/memory.py --batches 2 4 8
+	$(BENCH)/pipeline.py --rounds 1
+	$(BENCH)/checkpoint_stall.py --rounds 1 --steps 32
+	$(BENCH)/devices.py --rounds 1
+	$(BENCH)/conversion_speed.py --rounds 2
+	$(BENCH)/time_to_quality.py --rounds 1
+	$(BENCH)/table.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -185,11 +185,22 @@ def main() -> None:
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in line.items()))
     for pair, line in ratio.items():
         print(f"{pair}: " + ", ".join(f"{key} {value:.3f}" for key, value in line.items()))
+    wanted = [(name, least) for name, least in (("p0", 2.5), ("p1", 1.5)) if f"ours/{name}" in ratio]
+    goals = [
+        interleaved.goal(f">= {least}x {name.upper()}", ratio[f"ours/{name}"]["paired_median"], least=least)
+        for name, least in wanted
+    ]
+    speed = {name: table[name]["sentences_per_second_median"] for name in ("p0", "p1", "ours") if name in table}
+    used = table["ours"]["model_flops_utilisation_median"] if "ours" in table else None
+    limit = speed["ours"] / used if used else None
+    what = "fine-tuning on short sentences" + ("" if arguments.row == "all" else ", top layers")
+    line = interleaved.line(what, "sentences/s", **speed, limit=limit, goals=goals)
     suffix = "" if arguments.row == "all" else f"_{arguments.row}"
     out = arguments.out or HERE / "results" / f"finetune_cpu{suffix}.json"
     peers.write_json(
         out,
         {
+            "table": [line],
             "command": "python " + " ".join(sys.argv),
             "machine": peers.machine(),
             "versions": {key: value for rounds in answers.values() for key, value in rounds[-1]["versions"].items()},

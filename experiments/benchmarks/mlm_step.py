@@ -21,15 +21,15 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import interleaved
 import numpy as np
 import parity
 import peers
+import workload
 
-ROWS, LENGTH, WIDTH, LAYERS, VOCAB, RATE = 16, 128, 256, 4, 30522, 0.15
-LEARNING_RATE, WARMUP, TOTAL = 3e-4, 100, 10_000
+ROWS, SIZE = 16, workload.MINI
+LENGTH = SIZE.length
 WORK, RESULT = parity.WORK.parent / "mlm_step", peers.RESULTS / "mlm_step_cpu.json"
 CANDIDATES = [
     {"compile": False, "large_pages": False},
@@ -39,17 +39,9 @@ CANDIDATES = [
 OURS = {"ours": {"together": 8, "large_pages": True}, "ours_plain": {"together": 1, "large_pages": False}}
 
 
-def step_flops() -> float:
-    """Model FLOPs of one step (see the module's docstring)."""
-    tokens = ROWS * LENGTH
-    layer = 2 * 12 * WIDTH**2 + 4 * LENGTH * WIDTH
-    return 3 * tokens * (LAYERS * layer + RATE * 2 * (WIDTH**2 + WIDTH * VOCAB))
-
-
 def prepare(work: Path) -> None:
     """Rows of the Brown corpus as token ids, and a model drawn by transformers."""
-    import torch
-    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+    from transformers import AutoTokenizer
 
     from jaxptft import data
 
@@ -59,82 +51,20 @@ def prepare(work: Path) -> None:
     tokens = np.concatenate([np.asarray(row, np.int32) for row in found])
     body = tokens[: len(tokens) // (LENGTH - 2) * (LENGTH - 2)].reshape(-1, LENGTH - 2)
     ends = [np.full((len(body), 1), token, np.int32) for token in (tokenizer.cls_token_id, tokenizer.sep_token_id)]
-    work.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "intermediate_size": 1024,
-    }
-    BertForMaskedLM(BertConfig(vocab_size=VOCAB, **sizes)).save_pretrained(work / "model")
+    workload.draw_model(work / "model", SIZE)
     tokenizer.save_pretrained(work / "model")
     np.save(work / "rows.npy", np.concatenate([ends[0], body, ends[1]], 1))
 
 
-def masked_batch(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first rows with 15 % of their tokens masked, and the labels, -100 elsewhere: for the comparison of losses."""
-    chosen = np.random.default_rng(0).random((ROWS, LENGTH)) < RATE
-    chosen[:, [0, -1]] = False
-    return np.where(chosen, 103, rows[:ROWS]), np.where(chosen, rows[:ROWS], -100)  # 103 is [MASK]
-
-
 def ours(request: dict, rows: np.ndarray) -> dict:
     """The library's own step, from the same start."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxptft import convert, data, losses, models, objectives, optim, train
-
-    imported = convert.load(request["model"])
-    tokenizer = data.load_tokenizer(request["model"])
-    table = objectives.TokenTable(*data.token_table(tokenizer, VOCAB))
-    model = models.build(imported.config, "masked_lm")
     if request["mode"] == "check":
-        ids, labels = masked_batch(rows)
-        logits = model.apply(imported.params, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
-        chosen = jnp.asarray(labels >= 0)
-        total, count = losses.masked_token_cross_entropy(logits, jnp.maximum(labels, 0), chosen)
-        return {"loss": float(total.sum() / count.sum())}
+        return {"loss": workload.our_loss(request["model"], rows[:ROWS])}
     together = request["options"]["together"]
-    objective = objectives.masked_lm(model, tokens=table, group=ROWS)
-    optimizer = optim.adamw(
-        optim.schedule("linear", peak=LEARNING_RATE, steps=TOTAL, warmup=WARMUP),
-        weight_decay=peers.DECAY,
-        clip_norm=peers.CLIP,
-    )
-    trainable = jax.tree.map(lambda _: True, imported.params)
-    mesh = train.make_mesh(jax.devices()[:1])
-
-    def batch_at(step: int) -> dict[str, np.ndarray]:
-        ids = np.arange(ROWS, dtype=np.int32) + step * ROWS
-        full = np.ones((ROWS, LENGTH), np.int32)
-        return {
-            "input_ids": rows[ids % len(rows)],
-            "attention_mask": full,
-            "token_type_ids": 0 * full,
-            "ids": ids,
-            "valid": np.ones(ROWS, bool),
-        }
-
-    rng = jax.random.key(0)
-    state = train.create_state(objective, optimizer, imported.params, batch_at(0), trainable=trainable, rng=rng)
-    state, constants = train.replicate(state, mesh), train.replicate(objective.constants, mesh)
-    step = train.jit_step(train.make_step(objective, optimizer, trainable=trainable), mesh, together=together)
-
-    def dispatch(first: int) -> jax.Array:
-        nonlocal state
-        batches = [batch_at(first + number) for number in range(together)]
-        placed: Any = train.shard(batches[0], mesh) if together == 1 else train.shard_together(batches, mesh, together)
-        state, metrics = step(state, constants, placed)
-        return metrics["loss"].total
-
-    np.asarray(dispatch(0))
-    found = []
+    training = workload.Training(request["model"], rows, batch=ROWS, together=together)
+    training.run(together, first=0)
     wall, cpu = time.perf_counter(), peers.cpu_seconds()
-    for number in range(0, request["steps"], together):
-        found.append(dispatch(together + number))
-    values = np.concatenate([np.ravel(value) for value in found])
+    values = training.run(request["steps"], first=together)
     wall, cpu = time.perf_counter() - wall, peers.cpu_seconds() - cpu
     return measured(request, values, wall, cpu) | {"versions": peers.versions("jax", "jaxlib", "flax", "optax")}
 
@@ -152,47 +82,11 @@ def measured(request: dict, values: np.ndarray, wall: float, cpu: float) -> dict
 
 def torchs(request: dict, rows: np.ndarray) -> dict:
     """transformers + torch: as people run it, or with the masked positions gathered and the request's options."""
-    import torch
-    from transformers import AutoTokenizer, BertForMaskedLM, DataCollatorForLanguageModeling
-
-    torch.manual_seed(0)
-    model: Any = BertForMaskedLM.from_pretrained(request["model"])
     gathered = request["worker"] == "p1"
-
-    def loss_of(input_ids, attention_mask, labels):
-        if not gathered:
-            return model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
-        hidden = model.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        chosen = (labels.view(-1) >= 0).nonzero().squeeze(1)
-        logits = model.cls(hidden.view(-1, WIDTH)[chosen])
-        return torch.nn.functional.cross_entropy(logits, labels.view(-1)[chosen])
-
     if request["mode"] == "check":
-        ids, labels = (torch.from_numpy(part.astype(np.int64)) for part in masked_batch(rows))
-        model.eval()
-        with torch.no_grad():
-            return {"loss": loss_of(ids, torch.ones_like(ids), labels).item()}
-    model.train()
-    if gathered and request["options"]["compile"]:
-        model.bert = torch.compile(model.bert)  # the gather has another size each step
-    collator = DataCollatorForLanguageModeling(AutoTokenizer.from_pretrained(request["model"]), mlm_probability=RATE)
-    optimizer = peers.adamw(model, LEARNING_RATE, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, peers.linear_with_warmup(TOTAL, WARMUP))
-    loader = iter(
-        torch.utils.data.DataLoader([{"input_ids": row} for row in rows], batch_size=ROWS, collate_fn=collator)  # pyright: ignore[reportArgumentType]
-    )
-
-    def step() -> torch.Tensor:
-        batch = next(loader)
-        ids = batch["input_ids"]
-        loss = loss_of(ids, batch.get("attention_mask", torch.ones_like(ids)), batch["labels"])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), peers.CLIP)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        return loss.detach()
-
+        return {"loss": workload.torch_loss(request["model"], rows[:ROWS], gathered=gathered)}
+    compiled = gathered and request["options"]["compile"]
+    step = workload.torch_training(request["model"], rows, batch=ROWS, gathered=gathered, compiled=compiled)
     for _ in range(8):
         step().item()
     wall, cpu = time.perf_counter(), peers.cpu_seconds()
@@ -229,10 +123,7 @@ def main() -> None:
         pages = {"GLIBC_TUNABLES": interleaved.LARGE_PAGES} if options.get("large_pages") else {}
         return peers.ask(request | {"threads": arguments.threads}, script=Path(__file__), environment=pages)
 
-    found = {name: ask(name, {}, mode="check")["loss"] for name in ("p0", "p1", "ours")}
-    print(f"loss of one masked batch: {found}")
-    if max(found.values()) - min(found.values()) > 1e-4 * min(found.values()):
-        raise SystemExit("the workers do not compute the same: not timed")
+    found = workload.check({name: ask(name, {}, mode="check")["loss"] for name in ("p0", "p1", "ours")})
     trials = [{"options": options, **ask("p1", options, steps=8)} for options in CANDIDATES]
     best = min(trials, key=lambda entry: entry["seconds"])["options"]
     print(f"p1: {best}")
@@ -247,15 +138,28 @@ def main() -> None:
     rate = 1e9 * max(value for once in rates for side in once.values() for value in side.values())
     workers = interleaved.summary(answers, amount="tokens")
     for line in workers.values():
-        line["model_flops_utilisation"] = line["tokens_per_second_median"] / (ROWS * LENGTH) * step_flops() / rate
+        line["model_flops_utilisation"] = (
+            line["tokens_per_second_median"] / (ROWS * LENGTH) * SIZE.step_flops(ROWS) / rate
+        )
     pairs = [("ours", "p0"), ("ours", "p1"), ("ours_plain", "p0"), ("ours", "ours_plain"), ("p1", "p0")]
+    ratios = interleaved.ratios(answers, pairs, amount="tokens")
+    median = lambda name: workers[name]["tokens_per_second_median"]  # noqa: E731
+    used = workers["ours"]["model_flops_utilisation"]
+    goals = [
+        interleaved.goal(">= 4.5x P0", ratios["ours/p0"]["paired_median"], least=4.5),
+        interleaved.goal(">= 1.6x P1", ratios["ours/p1"]["paired_median"], least=1.6),
+        interleaved.goal("MFU >= 70 %", used, least=0.7),
+    ]
+    values = {name: median(name) for name in ("p0", "p1", "ours")}
+    table = [interleaved.line("MLM step", "tokens/s", **values, limit=median("ours") / used, goals=goals)]
     body = {
+        "table": table,
         "check": found,
         "p1_trials": trials,
         "options": options,
         "matmul_gflops_before_and_after": rates,
         "workers": workers,
-        "ratios": interleaved.ratios(answers, pairs, amount="tokens"),
+        "ratios": ratios,
     }
     interleaved.write(arguments.out, answers, body)
 

@@ -9,10 +9,12 @@ import json
 import os
 import platform
 import resource
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -61,6 +63,9 @@ def cpu_seconds() -> float:
 
 def peak_rss_mb() -> float:
     """Peak resident memory of this process in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss begins with what the process that started this one had
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
@@ -72,27 +77,40 @@ def write_json(path: Path, value: object) -> None:
     temporary.replace(path)
 
 
-def ask(request: dict, *, script: Path | None = None, environment: Mapping[str, str] | None = None) -> dict:
+def ask(
+    request: dict,
+    *,
+    script: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> dict:
     """The answer of a fresh worker process: JSON on its stdin, JSON on the last line of its stdout.
 
     The script is by default the fine-tuning worker of that name; another is called with the argument `worker`.
-    RuntimeError with the worker's stderr when it fails.
+    RuntimeError with the worker's stderr when it fails, subprocess.TimeoutExpired after `timeout` seconds.
     """
     threads = {"OMP_NUM_THREADS": str(request["threads"]), "TOKENIZERS_PARALLELISM": "false"}
     command = [str(SCRIPTS[request["worker"]])] if script is None else [str(script), "worker"]
-    done = subprocess.run(
+    asked = json.dumps({**request, "sent": time.time()})
+    running = subprocess.Popen(
         [sys.executable, *command],
-        input=json.dumps({**request, "sent": time.time()}),
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **threads, **(environment or {})},
-        check=False,
+        start_new_session=True,
     )
-    if done.returncode != 0:
-        raise RuntimeError(
-            f"worker {request['worker']}, mode {request['mode']}, exit {done.returncode}:\n{done.stderr}"
-        )
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    try:
+        output, errors = running.communicate(asked, timeout)
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)  # its own helpers too, compilers for instance
+        running.wait()
+        raise
+    if running.returncode != 0:
+        raise RuntimeError(f"worker {request['worker']}, mode {request['mode']}, exit {running.returncode}:\n{errors}")
+    return json.loads(output.strip().splitlines()[-1])
 
 
 def read_rows(path: Path) -> tuple[list[str], np.ndarray]:
