@@ -157,7 +157,7 @@ class Config(TrainingSettings):
     packing: Literal["off", "on", "auto"] = "off"
     """on: short training texts share rows, each seeing only itself, in batches of mixed lengths; auto: where the model
     and task can and less is padded; length_buckets is then how many numbers of rows batches have"""
-    cache_features: Literal["auto", "off"] = "auto"
+    cache_features: Literal["off", "auto"] = "off"
     """auto: of texts, what wholly frozen lower layers make is computed once and kept, if that serves several epochs"""
     cache_features_gb: float = Field(default=4.0, ge=0)
     """how much of it is kept in memory; the rest is in a file of the user's cache folder while the run lasts"""

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-FROZEN = {"steps": 12, "evaluate_every": 6, "log_every": 1, "learning_rate": 1e-2}
+FROZEN = {"cache_features": "auto", "steps": 12, "evaluate_every": 6, "log_every": 1, "learning_rate": 1e-2}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_the_training_is_the_same(fine_tune, tmp_path, lines_of, tensors_of, dee
     kept = fine_tune(tmp_path / "kept", **values)
     assert f"frozen: {told} computed once for 88 rows" in kept.said
     assert ("in a file" in kept.said) == ("cache_features_gb" in changes)
-    plain = fine_tune(tmp_path / "plain", **values, cache_features="off")
+    plain = fine_tune(tmp_path / "plain", **values | {"cache_features": "off"})
     assert "computed once" not in plain.said
     agree(lines_of, tensors_of, tmp_path / "kept", tmp_path / "plain")
     assert kept.best_step == plain.best_step
@@ -56,7 +56,7 @@ def test_tokens_are_tagged_above_frozen_layers(fine_tune, tmp_path, deep):
     values = {"task": "token_classification", "train": str(path), "eval": str(path), "model": deep}
     losses = []
     for name, cache in (("kept", "auto"), ("plain", "off")):
-        run = fine_tune(tmp_path / name, **FROZEN, **values, freeze="backbone", cache_features=cache)
+        run = fine_tune(tmp_path / name, **FROZEN | values | {"freeze": "backbone", "cache_features": cache})
         losses.append(run.reports["eval"].metrics)
     assert losses[0] == pytest.approx(losses[1])
 
@@ -84,7 +84,7 @@ def test_a_run_that_is_resumed_is_the_run_that_was_not_killed(fine_tune, tmp_pat
     ],
 )
 def test_where_it_cannot_be_or_does_not_pay_nothing_is_kept(built, tmp_path, deep, changes):
-    run = built(tmp_path / "run", **{"model": deep, "steps": 12} | changes)
+    run = built(tmp_path / "run", **{"model": deep, "steps": 12, "cache_features": "auto"} | changes)
     assert run.start is None
     assert not [line for line in run.said if "computed once" in line]
     assert "hidden" not in run.batches["train"].batch_at(0)
