@@ -84,9 +84,15 @@ def one_by_one(name):
 
 # Unscanned, the families differ in nothing that remat sees: one each of layers alike, shared and of two kinds.
 PAIRS = [(name, way) for name in CASES for way in WAYS if way != "remat" or name in ("bert", "albert of groups")]
+QUICK = {("bert", "scan and remat"), ("albert", "scan"), ("modernbert", "scan"), ("gpt2", "scan"), ("vit", "scan")}
 
 
-@pytest.mark.parametrize(("name", "way"), [*PAIRS, ("modernbert", "remat")])
+def marked(pairs):
+    """Each is compiled twice: some every day, the others too where there is time."""
+    return [pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow) for pair in pairs]
+
+
+@pytest.mark.parametrize(("name", "way"), marked([*PAIRS, ("modernbert", "remat")]))
 def test_outputs_and_gradients_are_those_of_layers_one_by_one_with_the_same_dropout(name, way):
     config, task = CASES[name]
     loss = loss_of(replace(config, **WAYS[way]), task)
@@ -134,8 +140,10 @@ def test_layers_of_both_kinds_are_one_body_in_modernbert_but_for_the_first():
     assert counts[0] == counts[1] == products(replace(config, layers=2), task)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["bert", "albert of groups", "modernbert", "gpt2", "vit", "beit"])
+NAMES = ["bert", "albert of groups", "modernbert", "gpt2", "vit", "beit"]
+
+
+@pytest.mark.parametrize(("name", "way"), marked([(name, way) for name in NAMES for way in WAYS]))
 def test_what_layers_leave_behind_is_the_same_in_the_same_order(name, way):
     config, task = CASES[name]
     expected, found = (
