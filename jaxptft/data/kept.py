@@ -1,5 +1,6 @@
 """What a frozen part of a model makes of each row, kept: batches of it in the place of computing it again."""
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ class KeptStates:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file:
+                if hasattr(os, "posix_fallocate"):  # on Linux
+                    os.posix_fallocate(file.fileno(), 0, max(1, self.nbytes))  # a full disk is an error here, not later
                 self._states = np.memmap(file, dtype, "w+", shape=shape)  # which holds on to the file
 
     def keep(self, ids: Any, states: Float[np.ndarray, "batch *length width"]) -> None:

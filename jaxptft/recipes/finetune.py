@@ -158,7 +158,7 @@ class Config(TrainingSettings):
     """on: short training texts share rows, each seeing only itself, in batches of mixed lengths; auto: where the model
     and task can and less is padded; length_buckets is then how many numbers of rows batches have"""
     cache_features: Literal["off", "auto"] = "off"
-    """auto: of texts, what wholly frozen lower layers make is computed once and kept, if that serves several epochs"""
+    """auto: of texts, what wholly frozen lower layers make is computed once and kept: for runs of several epochs"""
     cache_features_gb: float = Field(default=4.0, ge=0)
     """how much of it is kept in memory; the rest is in a file of the user's cache folder while the run lasts"""
     l2_to_pretrained: float = Field(default=0.0, ge=0)

@@ -9,7 +9,6 @@ from jaxptft import data, models, train
 from jaxptft.recipes.finetune import Config
 from jaxptft.recipes.tasks.contract import Task
 from jaxptft.recipes.training import EVALUATION_ROWS
-from jaxptft.recipes.training_settings import total_steps
 
 
 def kept(
@@ -25,7 +24,7 @@ def kept(
     stop: train.StopFlag,
 ) -> tuple[int | None, dict[str, Any]]:
     """After how many layers the model starts, and batches with what these make of each row; None and `batches` as they
-    are where that is switched off, cannot be, or would not pay.
+    are where that is switched off or cannot be.
 
     `depth` is how far the backbone is frozen in all of the run, as `optim.frozen_prefix` counts. Frozen layers run
     without dropout, so what they make of a row is the same each time, but for the last bits: those depend on the rows
@@ -35,8 +34,6 @@ def kept(
     if config.cache_features == "off" or not depth or jax.process_count() > 1 or config.fsdp > 1:
         return as_they_are
     if any(type(each) is not data.Batches for each in batches.values()):  # packed, changed each epoch, or no texts
-        return as_they_are
-    if total_steps(config, batches["train"].steps_per_epoch) <= batches["train"].steps_per_epoch:
         return as_they_are
     start = _deepest(task, architecture, depth)
     if start is None:
