@@ -31,12 +31,18 @@ def kept(
     beside it.
     """
     as_they_are = None, dict(batches)
-    if config.cache_features == "off" or not depth or jax.process_count() > 1 or config.fsdp > 1:
+    if config.cache_features == "off":
         return as_they_are
-    if any(type(each) is not data.Batches for each in batches.values()):  # packed, changed each epoch, or no texts
-        return as_they_are
-    start = _deepest(task, architecture, depth)
-    if start is None:
+    start = _deepest(task, architecture, depth or 0)
+    against = {
+        "no whole layer is frozen, or another objective reads what it computes": start is None,
+        "several processes share the run": jax.process_count() > 1,
+        "fsdp cuts them over devices": config.fsdp > 1,
+        "rows are packed, changed or no plain texts": any(type(own) is not data.Batches for own in batches.values()),
+    }
+    reason = next((reason for reason, holds in against.items() if holds), None)
+    if start is None or reason is not None:
+        say(f"note: cache_features keeps nothing: {reason}")
         return as_they_are
     compute = jax.jit(models.features(architecture, stop=start))
     backbone = train.replicate({"backbone": params["backbone"]}, mesh)

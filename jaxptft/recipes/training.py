@@ -318,10 +318,10 @@ class Training:
 
     def _compiled(self, objective: Objective, mask: Any, axis_name: str | None) -> Any:
         taken: dict[str, Any] = {"trainable": mask, "accumulate": self.config.accumulate, "axis_name": axis_name}
-        step = train.make_step(objective, self.optimizer, **taken)
-        if axis_name is not None:
-            return train.pmap_step(step, axis_name=axis_name, devices=list(self.mesh.devices.flat))
         if self._program is None:
+            step = train.make_step(objective, self.optimizer, **taken)
+            if axis_name is not None:
+                return train.pmap_step(step, axis_name=axis_name, devices=list(self.mesh.devices.flat))
             return train.jit_step(step, self.mesh, together=self._together)
         assert self._objective_with is not None
         with_dials = self._objective_with

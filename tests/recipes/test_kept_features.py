@@ -86,4 +86,5 @@ def test_where_it_cannot_be_nothing_is_kept(built, tmp_path, deep, changes):
     run = built(tmp_path / "run", **{"model": deep, "steps": 12, "cache_features": "auto"} | changes)
     assert run.start is None
     assert not [line for line in run.said if "computed once" in line]
+    assert any(line.startswith("note: cache_features keeps nothing: ") for line in run.said)
     assert "hidden" not in run.batches["train"].batch_at(0)
