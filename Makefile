@@ -42,6 +42,8 @@ EAGER := '{"compile": "no", "attention": "sdpa", "optimizer": "fused", "multiple
 bench: $(VENV)/.test         ## side-by-side measurements against transformers + torch, and their table
 	$(BENCH)/mlm_step.py --rounds 2
 	$(BENCH)/finetune.py --rounds 2 --steps 16 --check-batches 8 --p1 $(EAGER)
+	$(BENCH)/head_only.py --rounds 1 --sentences 640
+	$(BENCH)/many_runs.py --rounds 1 --steps 30
 	$(BENCH)/start_up.py --rounds 1
 	$(BENCH)/memory.py --batches 2 4 8
 	$(BENCH)/pipeline.py --rounds 1

@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxptft import __version__
 from jaxptft.recipes import COMMANDS, Command
-from jaxptft.recipes.runtime import take_large_pages
+from jaxptft.recipes.runtime import collect_seldom, take_large_pages
 
 _TRAINING = ("finetune", "pretrain", "pretrain images", "distill", "glue", "sweep", "demo")
 _MISTAKES = (ValueError, OSError, FloatingPointError, RuntimeError)
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"there is no command {name!r}{nearest(name, list(COMMANDS))}; see jaxptft --help")
     if own and name in _TRAINING and not {"-h", "--help"} & set(flags):
         take_large_pages()
+    if own:
+        collect_seldom()
     try:
         return _run(COMMANDS[name], name, flags)
     except _MISTAKES as error:

@@ -1,5 +1,6 @@
 """Every test sees eight CPU devices, no hub, and the package's assets only through the fixtures below."""
 
+import gc
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,6 +13,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from pathlib import Path
 
 import pytest
+
+gc.set_threshold(100_000, 50, 20)  # tracing allocates much that no cycle holds; a seventh of all time went into looking
 
 
 @pytest.fixture(scope="session")

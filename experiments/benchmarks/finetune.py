@@ -5,8 +5,9 @@
     python experiments/benchmarks/finetune.py --rounds 1 --steps 5    # a smoke run
 
 Workers, each run a fresh process that gets one JSON request on stdin and answers with one line of JSON: `ours` and
-`ours-packed` (jax_worker.py: one sentence a row, and several), `p0` and `p1` (torch_worker.py: as people run it, and
-the best honest torch setup, whose options are chosen by a trial that is recorded). All start from one folder, tokenize
+`ours-packed` (jax_worker.py: one sentence a row, and several, which `jaxptft finetune` chooses by itself; both with
+large pages, as it has them), `p0` and `p1` (torch_worker.py: as people run it, and the best honest torch setup, whose
+options, large pages among them, are chosen by a trial that is recorded). All start from one folder, tokenize
 before the clock runs, and pass over the same sentences of one round, each in batches of its own making; collation and
 the optimizer are inside the clock, dropout is on, fp32. Rounds interleave the workers in rotating order. Before
 anything is timed, all must give the same first losses on the same batches with dropout 0 (1e-4 relative) and falling
@@ -29,7 +30,7 @@ import interleaved
 import numpy as np
 import parity
 import peers
-from peers import EAGER, ask
+from peers import EAGER
 
 HERE = Path(__file__).parent
 PAIRS = [
@@ -41,9 +42,16 @@ TRIALS = [
     EAGER,
     {**EAGER, "optimizer": "foreach"},
     {**EAGER, "attention": "eager"},
+    {**EAGER, "attention": "eager", "large_pages": True},
     {**EAGER, "compile": "dynamic"},
     {**EAGER, "compile": "static", "multiple": 8},
 ]
+
+
+def ask(request: dict) -> dict:
+    """A worker's answer; with large pages where its options ask for them, and for ours."""
+    large = request["worker"].startswith("ours") or request["options"].get("large_pages")
+    return peers.ask(request, environment={"GLIBC_TUNABLES": interleaved.LARGE_PAGES} if large else {})
 
 
 def sentence_flops(n: int, frozen_layers: int, *, layers=6, width=384, inner=1536, classes=2) -> float:
@@ -185,13 +193,15 @@ def main() -> None:
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in line.items()))
     for pair, line in ratio.items():
         print(f"{pair}: " + ", ".join(f"{key} {value:.3f}" for key, value in line.items()))
-    wanted = [(name, least) for name, least in (("p0", 2.5), ("p1", 1.5)) if f"ours/{name}" in ratio]
+    ours = "ours-packed" if "ours-packed" in table else "ours"
+    wanted = [(name, least) for name, least in (("p0", 2.5), ("p1", 1.5)) if f"{ours}/{name}" in ratio]
     goals = [
-        interleaved.goal(f">= {least}x {name.upper()}", ratio[f"ours/{name}"]["paired_median"], least=least)
+        interleaved.goal(f">= {least}x {name.upper()}", ratio[f"{ours}/{name}"]["paired_median"], least=least)
         for name, least in wanted
     ]
-    speed = {name: table[name]["sentences_per_second_median"] for name in ("p0", "p1", "ours") if name in table}
-    used = table["ours"]["model_flops_utilisation_median"] if "ours" in table else None
+    columns = {"p0": "p0", "p1": "p1", "ours": ours}
+    speed = {column: table[name]["sentences_per_second_median"] for column, name in columns.items() if name in table}
+    used = table[ours]["model_flops_utilisation_median"] if ours in table else None
     limit = speed["ours"] / used if used else None
     what = "fine-tuning on short sentences" + ("" if arguments.row == "all" else ", top layers")
     line = interleaved.line(what, "sentences/s", **speed, limit=limit, goals=goals)

@@ -188,28 +188,37 @@ class Batches:
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         """The batch of a step, counted from 0 over all epochs. Costs at most the order of one epoch."""
-        step = operator.index(step)
-        if step < 0:
-            raise ValueError(f"step is {step}, expected 0 or more")
-        epoch, place = divmod(step, self.steps_per_epoch)
-        chosen = self._plan(epoch if self.shuffle else 0)[place]
-        ids = np.full(self.rows_per_batch, -1, np.int32)
-        ids[: self.batch_size] = chosen
-        valid = ids >= 0
-        width = int(self._widths[self._bucket[chosen[chosen >= 0]].max()])
+        others = self.rows_at(step)
+        ids, valid = others["ids"], others["valid"]
+        width = int(self._widths[self._bucket[ids[valid]].max()])
         rows = np.where(valid, ids, 0)
         start = self.tokenized.offsets[rows][:, None]
         length = np.where(valid, self.tokenized.lengths[rows], 0)[:, None]
         place_in_row = np.arange(width)
         mask = place_in_row < length
         tokens = self.tokenized.tokens.take(start + place_in_row, mode="clip")
-        batch = {
+        return {
             "input_ids": np.where(mask, tokens, np.int32(self.tokenized.pad_id)),
             "attention_mask": mask.astype(np.int32),
             "token_type_ids": (mask & (place_in_row >= self.tokenized.boundaries[rows][:, None])).astype(np.int32),
-            "ids": ids,
-            "valid": valid,
+            **others,
         }
+
+    def texts_of(self, ids: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " batch"]:
+        """Which rows of `tokenized` the rows `ids` of a batch are: themselves."""
+        return ids
+
+    def rows_at(self, step: int) -> dict[str, np.ndarray]:
+        """The batch of a step without its tokens: `ids`, `valid` and, where there are any, `label`."""
+        step = operator.index(step)
+        if step < 0:
+            raise ValueError(f"step is {step}, expected 0 or more")
+        epoch, place = divmod(step, self.steps_per_epoch)
+        ids = np.full(self.rows_per_batch, -1, np.int32)
+        ids[: self.batch_size] = self._plan(epoch if self.shuffle else 0)[place]
+        valid = ids >= 0
+        rows = np.where(valid, ids, 0)
+        batch = {"ids": ids, "valid": valid}
         if self.labels is not None:
             batch["label"] = np.where(valid, self.labels[rows], np.int32(0))
         elif self.targets is not None:

@@ -89,14 +89,22 @@ class ChoiceBatches:
         """SHA-256 of everything that decides what `batch_at` returns, but for `multiple_of`."""
         return fingerprint(["choice batches 1", self._order.fingerprint])
 
+    def texts_of(self, ids: Int[np.ndarray, " batch"]) -> Int[np.ndarray, "batch choices"]:
+        """Which rows of `tokenized` the choices of these examples are; -1 where an example lacks one."""
+        number, chosen = np.arange(self.choices), np.maximum(ids, 0)
+        exists = (number < self._counts[chosen][:, None]) & (ids >= 0)[:, None]
+        return np.where(exists, self.tokens.first[chosen][:, None] + number, -1)
+
+    def rows_at(self, step: int) -> dict[str, np.ndarray]:
+        """The batch of a step without its tokens: `ids`, `valid`, `valid_choices` and, where there are any, `label`."""
+        order = self._order.rows_at(step)
+        return order | {"valid_choices": self.texts_of(order["ids"]) >= 0}
+
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         """The batch of a step, counted from 0 over all epochs."""
-        order = self._order.batch_at(step)
-        valid, tokenized = order["valid"], self.tokenized
-        chosen = np.where(valid, order["ids"], 0)
-        number = np.arange(self.choices)
-        exists = (number < self._counts[chosen][:, None]) & valid[:, None]
-        row = np.where(exists, self.tokens.first[chosen][:, None] + number, 0)
+        order, tokenized = self._order.batch_at(step), self.tokenized
+        texts = self.texts_of(order["ids"])
+        exists, row = texts >= 0, np.maximum(texts, 0)
         place = np.arange(order["input_ids"].shape[1])
         mask = (place < tokenized.lengths[row][..., None]) & exists[..., None]
         tokens = tokenized.tokens.take(tokenized.offsets[row][..., None] + place, mode="clip")

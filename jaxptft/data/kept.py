@@ -4,12 +4,13 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxptft.data.batches import Batches
+from jaxptft.data.tokenized import Tokenized
 
 
 class KeptStates:
@@ -42,23 +43,40 @@ class KeptStates:
                 start, end = self._offsets[row], self._offsets[row + 1]
                 self._states[start:end] = own[: end - start] if self.by_token else own
 
-    def of(self, ids: Any, length: int) -> Float[np.ndarray, "batch *length width"]:
-        """The states of rows `ids`, zeros behind each row's own and for id -1."""
+    def of(self, ids: Int[np.ndarray, "*rows"], length: int = 1) -> Float[np.ndarray, "*rows length width"]:
+        """The states of rows `ids`, zeros behind each row's own and for id -1; without `length` if one vector each."""
         ids = np.asarray(ids)
         rows = np.maximum(ids, 0)
         if not self.by_token:
-            return np.where(ids[:, None] >= 0, self._states[rows], self._states.dtype.type(0))
-        places = self._offsets[rows][:, None] + np.arange(length)
-        there = (places < self._offsets[rows + 1][:, None]) & (ids >= 0)[:, None]
+            return np.where(ids[..., None] >= 0, self._states[rows], self._states.dtype.type(0))
+        places = self._offsets[rows][..., None] + np.arange(length)
+        there = (places < self._offsets[rows + 1][..., None]) & (ids >= 0)[..., None]
         found = self._states[np.minimum(places, len(self._states) - 1)]
         found[~there] = 0
         return found
 
 
+class Texts(Protocol):
+    """Batches of texts that are not changed from epoch to epoch: `Batches`, its kinds, and `ChoiceBatches`."""
+
+    tokenized: Tokenized
+    steps_per_epoch: int
+
+    @property
+    def widths(self) -> tuple[int, ...]: ...
+    @property
+    def content(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def texts_of(self, ids: Any) -> Any: ...
+    def rows_at(self, step: int) -> dict[str, np.ndarray]: ...
+    def batch_at(self, step: int) -> dict[str, np.ndarray]: ...
+
+
 class KeptBatches:
     """`batches` with the `hidden` of each row beside it, as a model that is built to start above them reads it."""
 
-    def __init__(self, batches: Batches, states: KeptStates):
+    def __init__(self, batches: Texts, states: KeptStates):
         self.batches, self.states = batches, states
         self.steps_per_epoch, self.tokenized = batches.steps_per_epoch, batches.tokenized
 
@@ -73,13 +91,16 @@ class KeptBatches:
         return self.batches.fingerprint
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
-        """That of `batches`, with `hidden` [batch, length, width], or [batch, width]."""
-        batch = self.batches.batch_at(step)
-        return batch | {"hidden": self.states.of(batch["ids"], batch["input_ids"].shape[1])}
+        """That of `batches`, with `hidden` [batch, length, width]; or with [batch, width] in the place of its tokens,
+        so that all batches have one shape. An axis of choices comes after the batch's."""
+        by_token = self.states.by_token
+        batch = self.batches.batch_at(step) if by_token else self.batches.rows_at(step)
+        length = batch["input_ids"].shape[-1] if by_token else 1
+        return batch | {"hidden": self.states.of(self.batches.texts_of(batch["ids"]), length)}
 
 
 def keep_states(
-    batches: Batches,
+    batches: Texts,
     compute: Callable[[Mapping[str, Any]], Any],
     *,
     rows: int,
@@ -87,7 +108,7 @@ def keep_states(
     memory: int,
     folder: Path,
 ) -> KeptBatches:
-    """`batches` with what `compute` makes of each row's tokens; it is given batches of `rows` rows, those of a length
+    """`batches` with what `compute` makes of each text's tokens; it is given batches of `rows` texts, those of a length
     together, padded to `multiple_of`, and returns arrays [batch, length, width] or [batch, width].
 
     Up to `memory` bytes are held in memory, more in a file in `folder`.

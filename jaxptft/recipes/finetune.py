@@ -154,11 +154,11 @@ class Config(TrainingSettings):
     adaptation: Adaptation = Adaptation()
     forgetting: Forgetting = Forgetting()
     on_bad_row: Literal["error", "skip"] = "error"
-    packing: Literal["off", "on", "auto"] = "off"
-    """on: short training texts share rows, each seeing only itself, in batches of mixed lengths; auto: where the model
-    and task can and less is padded; length_buckets is then how many numbers of rows batches have"""
-    cache_features: Literal["off", "auto"] = "off"
-    """auto: of texts, what wholly frozen lower layers make is computed once and kept: for runs of several epochs"""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """on: short training texts share rows, each seeing only itself, in batches of mixed lengths; auto: where model and
+    task can, less is padded, and no layer is frozen; length_buckets is then how many numbers of rows batches have"""
+    cache_features: Literal["auto", "on", "off"] = "auto"
+    """what wholly frozen lower layers make of each text is computed once and kept; auto: where a run has two epochs"""
     cache_features_gb: float = Field(default=4.0, ge=0)
     """how much of it is kept in memory; the rest is in a file of the user's cache folder while the run lasts"""
     l2_to_pretrained: float = Field(default=0.0, ge=0)

@@ -9,6 +9,7 @@ from jaxptft import data, models, train
 from jaxptft.recipes.finetune import Config
 from jaxptft.recipes.tasks.contract import Task
 from jaxptft.recipes.training import EVALUATION_ROWS
+from jaxptft.recipes.training_settings import total_steps
 
 
 def kept(
@@ -38,12 +39,16 @@ def kept(
         "no whole layer is frozen, or another objective reads what it computes": start is None,
         "several processes share the run": jax.process_count() > 1,
         "fsdp cuts them over devices": config.fsdp > 1,
-        "rows are packed, changed or no plain texts": any(type(own) is not data.Batches for own in batches.values()),
+        "rows are packed, changed or no texts": any(not hasattr(own, "texts_of") for own in batches.values()),
     }
     reason = next((reason for reason, holds in against.items() if holds), None)
     if start is None or reason is not None:
-        say(f"note: cache_features keeps nothing: {reason}")
+        if config.cache_features == "on":
+            say(f"note: cache_features keeps nothing: {reason}")
         return as_they_are
+    if config.cache_features == "auto" and not _pays(config, batches):
+        return as_they_are
+    folder = data.cache_folder() / "features"
     compute = jax.jit(models.features(architecture, stop=start))
     backbone = train.replicate({"backbone": params["backbone"]}, mesh)
 
@@ -55,14 +60,26 @@ def kept(
     found = {}
     for split, own in batches.items():
         options: dict[str, Any] = {"rows": EVALUATION_ROWS, "multiple_of": mesh.size, "memory": room}
-        found[split] = data.keep_states(own, states, **options, folder=data.cache_folder() / "features")
+        try:
+            found[split] = data.keep_states(own, states, **options, folder=folder)
+        except OSError as error:
+            if config.cache_features == "on":
+                raise OSError(error.errno, f"{error.strerror}; cache_features=off needs no file", str(folder)) from None
+            say(f"note: cache_features keeps nothing: {folder}: {error.strerror}")
+            return as_they_are
         room -= found[split].states.nbytes if found[split].states.in_memory else 0
-    rows = sum(len(own.tokenized) for own in found.values())
+    rows = sum(len(own.batches.tokenized) for own in found.values())
     size = sum(own.states.nbytes for own in found.values()) / 1e9
     where = "memory" if all(own.states.in_memory for own in found.values()) else "a file"
     what = f"lower {start} layers are" if start <= architecture.layers else "whole backbone is"
-    say(f"frozen: the {what} computed once for {rows:,} rows, {size:.2f} GB in {where}")
+    say(f"frozen: the {what} computed once for {rows:,} texts, {size:.2f} GB in {where}")
     return start, found
+
+
+def _pays(config: Config, batches: Mapping[str, Any]) -> bool:
+    """Whether the training rows come at least twice each: a pass over all of them is then no more than the steps."""
+    per_epoch = batches["train"].steps_per_epoch
+    return total_steps(config, per_epoch) >= 2 * per_epoch
 
 
 def _deepest(task: Task, architecture: Any, depth: int) -> int | None:

@@ -4,14 +4,13 @@ from typing import Any
 
 from jaxptft import models
 from jaxptft.recipes.finetune import Config
-
-TASKS = ("classification", "multi_label", "regression", "token_classification")
+from jaxptft.recipes.tasks import PACKED_TASKS
 
 
 def _against(config: Config, architecture: Any) -> str | None:
     """Why texts cannot share rows; None where they can."""
-    if config.task not in TASKS:
-        return f"is for {', '.join(TASKS)}, and task is {config.task}"
+    if config.task not in PACKED_TASKS:
+        return f"is for {', '.join(PACKED_TASKS)}, and task is {config.task}"
     if not isinstance(architecture, models.BertConfig | models.ModernBertConfig):
         return "is for encoders whose tokens can be given their positions: BERT and its kin, and ModernBERT"
     if hasattr(config, "teacher"):
@@ -26,6 +25,8 @@ def _against(config: Config, architecture: Any) -> str | None:
 def settled(config: Config, architecture: Any) -> Config:
     """The config with packing "off" where it is "auto" and cannot be; ValueError where it is "on" and cannot be."""
     reason = None if config.packing == "off" else _against(config, architecture)
+    if config.packing == "auto" and config.freeze != "none" and config.cache_features != "off":
+        reason = "is left to rows of one text, whose frozen layers run once"
     if reason is None:
         return config
     if config.packing == "on":

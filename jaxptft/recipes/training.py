@@ -299,6 +299,7 @@ class Training:
             "mesh": mesh,
             "processes": jax.process_count(),
             "steps_per_dispatch": self._together,
+            "features_kept": isinstance(self.batches["train"], data.KeptBatches),
             "scan_layers": self.config.scan_layers,
             "remat": self.config.remat,
         }

@@ -90,7 +90,12 @@ def assert_same_learning(objective, params, unpacked, packed):
         np.testing.assert_allclose(other, one, rtol=1e-4, atol=2e-5, err_msg=str(path))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+EVERY_DAY = ("bert", "modernbert", "modernbert, first token")
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.slow) for name in FAMILIES]
+)
 def test_logits_losses_and_gradients_are_those_of_one_text_a_row(family):
     config = FAMILIES[family]
     unpacked, packed = batches_of(config, labels=np.arange(10) % 3)

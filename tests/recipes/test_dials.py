@@ -28,7 +28,8 @@ def written(base, files, tmp_path):
     return path
 
 
-@pytest.mark.parametrize("at_once", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("at_once", [1, 3])
 def test_each_trial_of_a_vectorized_sweep_is_its_own_single_run(written, quickly, tmp_path, lines_of, at_once):
     said, out = [], tmp_path / "sweep"
     values = {"base": str(written), "out": str(out), "trials": 3, "reruns": 2, "sampler": "random", "search": SEARCH}

@@ -8,7 +8,12 @@ from safetensors.numpy import load_file, save_file
 # Softmax takes no notice of the keys' bias, whose gradient is rounding alone: with a small eps Adam blows it up.
 # Batches of 12 rows do not split over 8 devices or 3 micro-steps on them, so padding rows come in too.
 ONE_WAY = {"optimizer": {"eps": 1e-3}, "batch_size": 12}
-WAYS = [{"parallel": "pmap"}, {"devices": 8}, {"devices": 8, "parallel": "pmap", "accumulate": 3}, {"accumulate": 2}]
+WAYS = [
+    pytest.param({"parallel": "pmap"}, marks=pytest.mark.slow),
+    {"devices": 8},
+    pytest.param({"devices": 8, "parallel": "pmap", "accumulate": 3}, marks=pytest.mark.slow),
+    {"accumulate": 2},
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,14 @@
 """Frozen layers that are run once: the same training, and where it is not done."""
 
+import errno
+import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 
-FROZEN = {"cache_features": "auto", "steps": 12, "evaluate_every": 6, "log_every": 1, "learning_rate": 1e-2}
+FROZEN = {"cache_features": "on", "steps": 12, "evaluate_every": 6, "log_every": 1, "learning_rate": 1e-2}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def agree(lines_of, tensors_of, one, other):
 def test_the_training_is_the_same(fine_tune, tmp_path, lines_of, tensors_of, deep, freeze, told, changes):
     values = FROZEN | {"model": deep, "freeze": freeze} | changes
     kept = fine_tune(tmp_path / "kept", **values)
-    assert f"frozen: {told} computed once for 88 rows" in kept.said
+    assert f"frozen: {told} computed once for 88 texts" in kept.said
     assert ("in a file" in kept.said) == ("cache_features_gb" in changes)
     plain = fine_tune(tmp_path / "plain", **values | {"cache_features": "off"})
     assert "computed once" not in plain.said
@@ -48,17 +51,79 @@ def test_the_training_is_the_same(fine_tune, tmp_path, lines_of, tensors_of, dee
     assert kept.best_step == plain.best_step
 
 
-def test_tokens_are_tagged_above_frozen_layers(fine_tune, tmp_path, deep):
-    """A task that reads no pooler starts below it."""
+def tags(folder):
+    """Which tokens are read above the layers, and not the pooler."""
     lines = ["\n".join(f"{word} {'B-X' if word == 'good' else 'O'}" for word in ("good", "fine", "bad"))] * 12
-    path = tmp_path / "tags.conll"
+    path = folder / "tags.conll"
     path.write_text("\n\n".join(lines) + "\n")
-    values = {"task": "token_classification", "train": str(path), "eval": str(path), "model": deep}
-    losses = []
-    for name, cache in (("kept", "auto"), ("plain", "off")):
-        run = fine_tune(tmp_path / name, **FROZEN | values | {"freeze": "backbone", "cache_features": cache})
-        losses.append(run.reports["eval"].metrics)
-    assert losses[0] == pytest.approx(losses[1])
+    return {"task": "token_classification", "train": str(path), "eval": str(path)}
+
+
+def spans(folder):
+    contexts = ["a film was good and so", "it was so very bad"] * 12
+    rows = [
+        {"id": str(number), "question": "was it", "context": text, "answers": {"text": ["was"], "answer_start": [at]}}
+        for number, text in enumerate(contexts)
+        for at in [text.index("was")]
+    ]
+    path = folder / "spans.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"task": "question_answering", "train": str(path), "eval": str(path)}
+
+
+def choices(folder):
+    """Of which some rows have two and some three."""
+    rows = [
+        {"context": "the film was", "choices": ["very good", "so bad", "it"][: 2 + number % 2], "label": number % 2}
+        for number in range(24)
+    ]
+    path = folder / "choices.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"task": "multiple_choice", "train": str(path), "eval": str(path)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "freeze", "told"),
+    [
+        (tags, "backbone", "lower 3 layers are computed once for 24 texts"),
+        (spans, "all-but-top-1", "lower 2 layers are computed once for 48 texts"),
+        (choices, "backbone", "whole backbone is computed once for 120 texts"),
+        pytest.param(
+            choices, "all-but-top-1", "lower 2 layers are computed once for 120 texts", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_other_tasks_learn_above_frozen_layers(fine_tune, tmp_path, lines_of, deep, rows, freeze, told):
+    values = FROZEN | rows(tmp_path) | {"model": deep, "freeze": freeze}
+    kept = fine_tune(tmp_path / "kept", **values)
+    assert told in kept.said
+    fine_tune(tmp_path / "plain", **values | {"cache_features": "off"})
+    both = [[line["loss"] for line in lines_of(tmp_path / name, "train")] for name in ("kept", "plain")]
+    assert len(both[0]) == 12
+    np.testing.assert_allclose(*both, rtol=1e-5)
+
+
+def test_by_itself_it_keeps_what_a_run_of_two_epochs_reads_again(built, tmp_path, deep):
+    """Four steps are an epoch; nothing is said where it is not."""
+    values = {"model": deep, "freeze": "backbone"}
+    for steps, start in ((7, None), (8, 4)):
+        run = built(tmp_path / str(steps), **values, steps=steps)
+        assert run.config.cache_features == "auto"
+        assert run.start == start
+        assert not any("cache_features" in line for line in run.said)
+
+
+def test_a_disk_without_room_is_named_or_done_without(built, tmp_path, deep, monkeypatch):
+    def full(descriptor, start, size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    values = {"model": deep, "freeze": "backbone", "steps": 8, "cache_features_gb": 0}
+    with pytest.raises(OSError, match=r"No space left on device; cache_features=off needs no file: '.*features'"):
+        built(tmp_path / "on", **values, cache_features="on")
+    run = built(tmp_path / "auto", **values)
+    assert run.start is None
+    assert any("cache_features keeps nothing" in line and "No space left" in line for line in run.said)
 
 
 def test_a_run_that_is_resumed_is_the_run_that_was_not_killed(fine_tune, tmp_path, deep, tensors_of):
@@ -83,7 +148,7 @@ def test_a_run_that_is_resumed_is_the_run_that_was_not_killed(fine_tune, tmp_pat
     ],
 )
 def test_where_it_cannot_be_nothing_is_kept(built, tmp_path, deep, changes):
-    run = built(tmp_path / "run", **{"model": deep, "steps": 12, "cache_features": "auto"} | changes)
+    run = built(tmp_path / "run", **{"model": deep, "steps": 12, "cache_features": "on"} | changes)
     assert run.start is None
     assert not [line for line in run.said if "computed once" in line]
     assert any(line.startswith("note: cache_features keeps nothing: ") for line in run.said)

@@ -28,6 +28,7 @@ def same_losses(lines_of):
     return compare
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_and_going_on_in_another_way(fine_tune, three_layers, tmp_path, same_losses):
     """With a frozen layer, and dropout."""
     values = {"model": three_layers, "evaluate_every": 5, "log_every": 1, "dropout": 0.1, "learning_rate": 1e-3}

@@ -50,7 +50,7 @@ def packed(fine_tune, texts, tmp_path_factory):
 
 
 def test_the_run_is_that_of_one_text_a_row(packed, in_mixed_batches, fine_tune, texts, lines_of, tmp_path):
-    plain = fine_tune(tmp_path / "plain", train=str(texts), **OPTIONS)
+    plain = fine_tune(tmp_path / "plain", train=str(texts), packing="off", **OPTIONS)
     one, other = (losses_of(lines_of(out, "train")) for out in (tmp_path / "plain", packed.out))
     assert len(one) == 10
     assert one[-1] < 0.95 * one[0]
@@ -63,12 +63,14 @@ def test_the_run_is_that_of_one_text_a_row(packed, in_mixed_batches, fine_tune, 
     assert "packed" not in plain.said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"devices": 8}, {"devices": 2, "parallel": "pmap"}, {"accumulate": 2}])
 def test_devices_and_micro_steps_change_nothing(changes, packed, fine_tune, texts, tmp_path):
     fine_tune(tmp_path / "other", train=str(texts), packing="on", **OPTIONS, **changes)
     assert_close(packed.out, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_ends_with_the_same_bits(fine_tune, texts, tmp_path):
     options = {"train": str(texts), "packing": "on", "dropout": 0.1, "log_every": 1, "evaluate_every": 3}
     options["optimizer"] = {"schedule": "constant", "warmup": 0}
@@ -79,6 +81,7 @@ def test_a_run_that_goes_on_ends_with_the_same_bits(fine_tune, texts, tmp_path):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_steps_together_are_the_same_steps(packed, fine_tune, texts, tmp_path):
     fine_tune(tmp_path / "together", train=str(texts), packing="on", steps_per_dispatch=4, **OPTIONS)
     name = "model/model.safetensors"
@@ -89,7 +92,7 @@ def test_steps_together_are_the_same_steps(packed, fine_tune, texts, tmp_path):
 
 def test_packing_is_part_of_what_a_run_goes_on_with(packed, fine_tune, texts):
     with pytest.raises(ValueError, match="packing is 'off'"):
-        fine_tune(packed.out, train=str(texts), resume=True, **OPTIONS)
+        fine_tune(packed.out, train=str(texts), packing="off", resume=True, **OPTIONS)
 
 
 def first_loss_of(run, rng):
@@ -120,11 +123,13 @@ def answered(texts, tmp_path_factory):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"task": "regression"},
-        {"task": "multi_label", "labels": {"columns": ["x", "y"]}},
+        pytest.param({"task": "regression"}, marks=pytest.mark.slow),
+        pytest.param({"task": "multi_label", "labels": {"columns": ["x", "y"]}}, marks=pytest.mark.slow),
         {"task": "token_classification"},
         {"sampling": "balanced", "lora": {"rank": 2}, "freeze": "backbone/embeddings/**"},
-        {"auxiliary": {"weight": 0.1, "documents": "line", "masking": {"rate": 0.5}}},
+        pytest.param(
+            {"auxiliary": {"weight": 0.1, "documents": "line", "masking": {"rate": 0.5}}}, marks=pytest.mark.slow
+        ),
     ],
     ids=lambda changes: next(iter(changes.values())) if "task" in changes else next(iter(changes)),
 )
@@ -192,3 +197,20 @@ def test_a_model_that_reads_from_left_to_right_is_refused_and_auto_leaves_it(bui
         built(tmp_path / "on", **options, packing="on")
     run = built(tmp_path / "auto", **options, packing="auto")
     assert not isinstance(run.batches["train"], data.PackedRows)
+
+
+def test_by_itself_it_packs_where_less_is_padded(built, texts, csv_file, tmp_path):
+    """Texts of one length that fill their batches gain nothing; those above frozen layers are kept one by one."""
+    short = built(tmp_path / "short", train=str(texts))
+    assert short.config.packing == "auto"
+    assert "segment_ids" in short.batches["train"].batch_at(0)
+    rows = [(" ".join(["good"] * 14), ("neg", "pos")[place % 2]) for place in range(32)]
+    wide = csv_file(tmp_path / "wide.csv", rows)
+    assert "segment_ids" not in built(tmp_path / "wide", train=str(wide)).batches["train"].batch_at(0)
+    frozen = built(tmp_path / "frozen", train=str(texts), freeze="backbone")
+    assert "segment_ids" not in frozen.batches["train"].batch_at(0)
+
+
+def test_how_many_devices_there_are_does_not_decide_whether_rows_are_shared(built, texts, tmp_path):
+    found = [built(tmp_path / str(devices), train=str(texts), devices=devices) for devices in (1, 8)]
+    assert len({run.batches["train"].fingerprint for run in found}) == 1

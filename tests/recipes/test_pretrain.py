@@ -102,7 +102,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("objective", CASES)
+EVERY_DAY = ("mlm", "clm")
+
+
+@pytest.mark.parametrize(
+    "objective", [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.slow) for name in CASES]
+)
 def test_each_objective_leaves_a_model_that_transformers_loads_whole(objective, pre_train, texts, tmp_path):
     family, architecture, expected = CASES[objective]
     tokenizer = texts.ending if objective == "clm" else texts.tokenizer

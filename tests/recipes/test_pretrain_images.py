@@ -60,7 +60,12 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("name", list(PICTURES))
+SLOW = ("gan", "vae")  # which no other test here has trained already
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in PICTURES]
+)
 def test_a_folder_is_left(name, request):
     run = request.getfixturevalue(name)
     drawn = [*(run.out / "pictures").iterdir()]

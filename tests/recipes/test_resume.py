@@ -344,6 +344,7 @@ def test_a_damaged_best_model_is_found_again_from_the_step_before(fine_tune, tmp
     train.verify(best / f"step_{whole.best_step:08d}")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_state_cut_over_other_devices(fine_tune, built, make_model, tmp_path, lines_of):
     wide = make_model(tmp_path / "wide", hidden_size=128, intermediate_size=256)
     values = {"model": str(wide), "evaluate_every": 4, "checkpoint_every": 4, "log_every": 1, "learning_rate": 1e-3}

@@ -29,6 +29,7 @@ def quiet(tmp_path):
     return check
 
 
+@pytest.mark.slow
 def test_eight_devices_pass(quiet):
     said, found = quiet("devices", "one step", "save and restore")
     assert [(one.name, one.passed) for one in found] == [

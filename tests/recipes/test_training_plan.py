@@ -129,6 +129,7 @@ LAYER, POOLER, HEAD = 4 * 272 + 2 * 32 + 17 * 24 + 25 * 16, 272, 34
 TABLES = (19 + 2) * 16 + 32
 
 PLANNED = {
+    "packing": "off",  # whose batches are asked for before the run
     "length_buckets": 1,
     "checkpoint_every": 1,
     "log_every": 1,

@@ -155,6 +155,7 @@ def flops_of(tiny, freeze, frozen_layers):
     return jax.jit(step).lower(state, None, tiny.batch).compile().cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_freezing_saves_the_flops_it_should(tiny):
     """Of forward + backward = 3 units a layer, a frozen one keeps its forward unit alone; counting costs no model."""
     everything = flops_of(tiny, "none", None)

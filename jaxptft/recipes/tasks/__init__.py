@@ -14,6 +14,7 @@ TaskName = Literal[
     "image_classification",
 ]
 IMAGE_TASKS = ("image_classification",)
+PACKED_TASKS = ("classification", "multi_label", "regression", "token_classification")  # whose texts can share rows
 _HEADS = {
     "classification": "classifier",
     "multi_label": "classifier",

@@ -1,12 +1,14 @@
 """What tasks over rows share: splits -> tokens -> batches, with facts kept, and one line said, of each split."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from jaxptft import data
 from jaxptft.data.held_out import Rows
+from jaxptft.recipes.tasks import PACKED_TASKS
 from jaxptft.recipes.training import EVALUATION_ROWS, Batches
 from jaxptft.recipes.training_settings import TrainingSettings
 
@@ -90,16 +92,24 @@ def batch_each(
         for fact, value in facts(split).items():
             found.setdefault(fact, {})[split] = value
         say(tell(split))
-        if split == "train" and config.packing != "off":
-            batches[split] = _packed(config, batches[split], batch(split, **options, window=1), options, say)
+        if split == "train" and _packs(config, partial(batch, split), options):
+            batches[split] = _packed(config, batch(split, **options, window=1), options, say)
     return batches, found
 
 
-def _packed(config: "finetune.Config", bucketed: Any, mixed: Any, options: Mapping[str, Any], say: Say) -> Any:
-    """Batches of mixed lengths in packed rows; or if packing is "auto", and less is padded so, those by length."""
+def _packs(config: "finetune.Config", batch: Callable[..., Any], options: Mapping[str, Any]) -> bool:
+    """Whether packed rows are asked for, or less is padded in them: on one device, so that all numbers agree."""
+    if config.packing != "auto" or config.task not in PACKED_TASKS:
+        return config.packing == "on"
+    alone = {**options, "multiple_of": 1}
+    return data.PackedRows(batch(**alone, window=1), shapes=config.length_buckets).padding_share < data.padding_share(
+        batch(**alone)
+    )
+
+
+def _packed(config: "finetune.Config", mixed: Any, options: Mapping[str, Any], say: Say) -> data.PackedRows:
+    """Batches of mixed lengths, each in packed rows."""
     rows = data.PackedRows(mixed, shapes=config.length_buckets, multiple_of=options["multiple_of"])
-    if config.packing == "auto" and rows.padding_share >= data.padding_share(bucketed):
-        return bucketed
     counts = ", ".join(map(str, rows.rows))
     say(f"train: packed, {counts} rows of {rows.length} tokens a batch, {rows.padding_share:.1%} padding")
     return rows
