@@ -40,16 +40,16 @@ BENCH := $(BIN)/python experiments/benchmarks
 EAGER := '{"compile": "no", "attention": "sdpa", "optimizer": "fused", "multiple": 1}'
 
 bench: $(VENV)/.test         ## side-by-side measurements against transformers + torch, and their table
-	$(BENCH)/mlm_step.py --rounds 2
-	$(BENCH)/finetune.py --rounds 2 --steps 16 --check-batches 8 --p1 $(EAGER)
+	$(BENCH)/mlm_step.py --rounds 1
+	$(BENCH)/finetune.py --rounds 1 --steps 16 --check-batches 8 --p1 $(EAGER)
 	$(BENCH)/head_only.py --rounds 1 --sentences 640
-	$(BENCH)/many_runs.py --rounds 1 --steps 30
+	$(BENCH)/many_runs.py --rounds 1 --steps 20
 	$(BENCH)/start_up.py --rounds 1
-	$(BENCH)/memory.py --batches 2 4 8
+	$(BENCH)/memory.py --batches 4 8
 	$(BENCH)/pipeline.py --rounds 1
 	$(BENCH)/checkpoint_stall.py --rounds 1 --steps 32
 	$(BENCH)/devices.py --rounds 1
-	$(BENCH)/conversion_speed.py --rounds 2
+	$(BENCH)/conversion_speed.py --rounds 1
 	$(BENCH)/time_to_quality.py --rounds 1
 	$(BENCH)/table.py
 

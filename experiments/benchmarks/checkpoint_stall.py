@@ -104,7 +104,7 @@ def main() -> None:
     def ask(name: str) -> dict:
         request = {"worker": name, "mode": "time", "folder": str(work), "steps": steps, "every": every}
         request |= {"length": size.length, "threads": arguments.threads}
-        return peers.ask(request, script=Path(__file__))
+        return peers.ask(request, script=Path(__file__), environment=interleaved.as_it_runs(name))
 
     names = [name for pair in SIDES.values() for name in pair]
     answers = interleaved.rounds(names, arguments.rounds, lambda name, _: ask(name), amount="steps")

@@ -240,7 +240,7 @@ def main() -> None:
 
     def ask(name: str, seed: int, **changes: Any) -> dict:
         request = {**base, "mode": "time", "worker": name, "seed": seed, **changes}
-        return peers.ask(request, script=Path(__file__))
+        return peers.ask(request, script=Path(__file__), environment=interleaved.as_it_runs(name))
 
     few = {"train": min(base["train"], 640)}
     check = compare({name: ask(name, 0, mode="check", **few) for name in NAMES})

@@ -17,6 +17,8 @@ from typing import Any
 
 import peers
 
+from jaxptft.recipes import runtime
+
 LARGE_PAGES = (  # as the command line's: large pages, and no returning of memory between steps
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=2147483648:glibc.malloc.trim_threshold=4294967296"
 )
@@ -44,15 +46,22 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
     return found
 
 
+def as_it_runs(name: str) -> dict[str, str]:
+    """The environment of a worker: the library's has the large pages that its command line takes."""
+    return {"GLIBC_TUNABLES": LARGE_PAGES} if name.startswith("ours") else {}
+
+
 def answer(ours: Callable[[dict], dict], theirs: Callable[[dict], dict]) -> None:
     """What a worker process does: the request read, a side's threads bounded, its answer written.
 
     Workers whose name starts with `ours` are of the library, the others of torch. To the library's, torch is as good as
-    not installed: it needs none, but transformers, of which it takes the tokenizers, would import it.
+    not installed: it needs none, but transformers, of which it takes the tokenizers, would import it. And garbage is
+    collected as seldom as by the command line.
     """
     request = json.load(sys.stdin)
     if request["worker"].startswith("ours"):
         sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+        runtime.collect_seldom()
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: request["threads"]])
         found = ours(request) | {"versions": peers.versions("jax", "jaxlib", "flax", "optax", "numpy")}
     else:

@@ -11,6 +11,7 @@ but for the first fifth.
 """
 
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -114,7 +115,7 @@ def main() -> None:
         cache = {"JAX_COMPILATION_CACHE_DIR": str((WORK / f"cache-{name}").absolute())}
         request = {"worker": name, "mode": "time", "threads": arguments.threads, "base": str(base)}
         request |= {"out": str(WORK / name), "trials": 2 if arguments.smoke else 4}
-        return peers.ask(request, script=Path(__file__), environment=cache)
+        return peers.ask(request, script=Path(__file__), environment=cache | interleaved.as_it_runs(name))
 
     for name in NAMES:  # which fills its cache
         ask(name, 0)
@@ -138,5 +139,12 @@ def main() -> None:
     interleaved.write(arguments.out, answers, body)
 
 
+def worker() -> None:
+    """Not as of other scripts, where torch seems not to be installed: the metrics' libraries look at it themselves."""
+    request = json.load(sys.stdin)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: request["threads"]])
+    print(json.dumps(sweep(request) | {"versions": peers.versions("jax", "jaxlib", "flax", "optax", "numpy")}))
+
+
 if __name__ == "__main__":
-    interleaved.answer(sweep, sweep) if sys.argv[1:] == ["worker"] else main()
+    worker() if sys.argv[1:] == ["worker"] else main()

@@ -77,7 +77,11 @@ def main() -> None:
     def ask(name: str, batch: int, *, mode: str = "time") -> dict:
         request = {"worker": name, "mode": mode, "folder": str(work), "batch": batch, "length": size.length}
         environment = cache if name == "ours" else {}
-        return peers.ask(request | {"threads": arguments.threads}, script=Path(__file__), environment=environment)
+        return peers.ask(
+            request | {"threads": arguments.threads},
+            script=Path(__file__),
+            environment=environment | interleaved.as_it_runs(name),
+        )
 
     found = workload.check({name: ask(name, 4, mode="check")["loss"] for name in ("p0", "p1", "ours")})
     peaks: dict[str, dict[int, float]] = {name: {} for name in NAMES}

@@ -69,7 +69,7 @@ def main() -> None:
             shutil.rmtree(cache, ignore_errors=True)
         environment = {CACHES[side]: str(cache)} if side in CACHES else {}
         request = {"worker": name, "mode": mode, "folder": str(work), "threads": arguments.threads}
-        return peers.ask(request, script=Path(__file__), environment=environment)
+        return peers.ask(request, script=Path(__file__), environment=environment | interleaved.as_it_runs(name))
 
     found = workload.check({name: ask(name, mode="check")["loss"] for name in ("p0", "ours_warm")})
     names, skipped = ["p0", "ours_cold", "ours_warm"], {}

@@ -149,6 +149,7 @@ class Training:
         import jax
 
         from jaxptft import convert, data, models, objectives, optim, train
+        from jaxptft.recipes.training_state import first_state
 
         imported = convert.load(folder)
         config: Any = replace(imported.config, **changes)
@@ -163,15 +164,15 @@ class Training:
         self.trainable = jax.tree.map(lambda _: True, imported.params)
         self.mesh = train.make_mesh(jax.devices()[:devices])
         self.rows, self.batch, self.together = rows, batch, together
-        state = train.create_state(
+        self.state = first_state(
             self.objective,
             self.optimizer,
             imported.params,
             self.batch_at(0),
             trainable=self.trainable,
             rng=jax.random.key(0),
+            mesh=self.mesh,
         )
-        self.state = train.replicate(state, self.mesh)
         self.constants = train.replicate(self.objective.constants, self.mesh)
         plain = train.make_step(self.objective, self.optimizer, trainable=self.trainable)
         self.step: Any = train.jit_step(plain, self.mesh, together=together)

@@ -1,6 +1,6 @@
 """Optimization: path patterns, freezing, plans of what trains, schedules and AdamW. Plain optax in, plain optax out."""
 
-from jaxptft.optim.adamw import adamw
+from jaxptft.optim.adamw import adamw, clip_by_global_norm
 from jaxptft.optim.freezing import freeze, frozen_prefix, head_only, top_layers, trainable_mask
 from jaxptft.optim.patterns import by_pattern, mask, matches, paths
 from jaxptft.optim.plan import NO_DECAY, Plan, Rule, Timetable, frozen, multiplied, timetable
@@ -19,6 +19,7 @@ __all__ = [
     "bias_only",
     "by_pattern",
     "by_stage",
+    "clip_by_global_norm",
     "clip_by_group",
     "freeze",
     "frozen",

@@ -12,7 +12,7 @@ import jax
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from jaxptft.optim.adamw import check_numbers
+from jaxptft.optim.adamw import check_numbers, clip_by_global_norm
 from jaxptft.optim.patterns import by_pattern, paths
 from jaxptft.optim.plan import Rule, Timetable
 
@@ -70,7 +70,7 @@ def _each(table: Timetable, change: Callable[[Rule, PyTree, PyTree], PyTree]) ->
 
 
 def clip_by_group(clip_norm: float, apart: Sequence[str]) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm` for each group of leaves by itself; no state.
+    """`clip_by_global_norm` for each group of leaves by itself; no state.
 
     The leaves that a pattern of `apart` matches are a group, the first pattern's that does; all others are one more. So
     two players that learn from one loss are clipped as if each had a loss of its own.
@@ -78,7 +78,7 @@ def clip_by_group(clip_norm: float, apart: Sequence[str]) -> optax.GradientTrans
     Raises:
         ValueError: at `init`, a pattern matches nothing, or nothing that the patterns before it had not taken.
     """
-    groups, clip = dict(zip(apart, range(len(apart)), strict=True)), optax.clip_by_global_norm(clip_norm)
+    groups, clip = dict(zip(apart, range(len(apart)), strict=True)), clip_by_global_norm(clip_norm)
 
     def init(params: PyTree) -> optax.EmptyState:
         by_pattern(params, groups, default=-1)
@@ -124,7 +124,7 @@ def plan_adamw(
     check_numbers(weight_decay=weight_decay, clip_norm=clip_norm, b1=b1, b2=b2, eps=eps)
     if clip_norm is None and clip_apart:
         raise ValueError(f"clip_apart is {list(clip_apart)}, but without clip_norm nothing is clipped: give both")
-    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    clip = optax.identity() if clip_norm is None else clip_by_global_norm(clip_norm)
 
     def decayed(rule: Rule, update: PyTree, parameter: PyTree) -> PyTree:
         decay = weight_decay if rule.decay is None else rule.decay

@@ -105,12 +105,14 @@ def make_step(
         loss, gradient, metrics = summed((loss, gradient, metrics))
         norm = optax.global_norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, learnt)
-        proposed = (optax.apply_updates(learnt, updates), opt_state, objective_state)
+
+        def proposed() -> tuple[PyTree, PyTree, PyTree]:
+            updates, opt_state = optimizer.update(gradient, state.opt_state, learnt)
+            return optax.apply_updates(learnt, updates), opt_state, objective_state
+
+        # Not leaf by leaf with `where`, which makes XLA copy the moments before it writes the new ones in their place.
         current = (learnt, state.opt_state, state.objective_state)
-        learnt, opt_state, objective_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), proposed, current
-        )
+        renewed, opt_state, objective_state = jax.lax.cond(finite, proposed, lambda: current)
 
         one = jnp.ones(())
         metrics |= {
@@ -118,7 +120,7 @@ def make_step(
             "grad_norm": Mean(norm, one),
             "skipped": Mean(1.0 - finite.astype(jnp.float32), one),
         }
-        return State(state.step + 1, merge(learnt, frozen), opt_state, objective_state, state.rng), metrics
+        return State(state.step + 1, merge(renewed, frozen), opt_state, objective_state, state.rng), metrics
 
     return step
 

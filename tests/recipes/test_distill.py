@@ -283,3 +283,9 @@ def test_a_student_of_other_tokens_or_a_teacher_of_other_classes_is_refused(conf
     rows = csv_file(tmp_path / "rows.csv", [("a good film", "yes"), ("a bad film", "no")] * 4)
     with pytest.raises(ValueError, match="the training rows tell no, yes apart, and the teacher neg, pos"):
         distill.run(config(tmp_path / "run", train=str(rows), eval=str(rows)), say=lambda _: None)
+
+
+def test_frozen_layers_of_a_student_are_run_again_since_the_teacher_reads_whole_rows(distilled, tmp_path):
+    run = distilled(tmp_path / "run", freeze="backbone", steps=8, cache_features="on")
+    assert "cache_features keeps nothing: a teacher reads whole rows" in run.said
+    assert run.best_step > 0
