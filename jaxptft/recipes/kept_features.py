@@ -37,7 +37,6 @@ def kept(
     start = _deepest(task, architecture, depth or 0)
     against = {
         "no whole layer is frozen, or another objective reads what it computes": start is None,
-        "a teacher reads whole rows": hasattr(config, "teacher"),
         "several processes share the run": jax.process_count() > 1,
         "fsdp cuts them over devices": config.fsdp > 1,
         "rows are packed, changed or no texts": any(not hasattr(own, "texts_of") for own in batches.values()),
