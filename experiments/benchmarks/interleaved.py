@@ -19,9 +19,6 @@ import peers
 
 from jaxptft.recipes import runtime
 
-LARGE_PAGES = (  # as the command line's: large pages, and no returning of memory between steps
-    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=2147483648:glibc.malloc.trim_threshold=4294967296"
-)
 SHAPES = ((2048, 2048, 2048), (1024, 384, 1536), (512, 384, 384))
 Answers = dict[str, list[dict]]
 SMOKE = Path("runs/benchmarks/smoke")
@@ -48,7 +45,7 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
 
 def as_it_runs(name: str) -> dict[str, str]:
     """The environment of a worker: the library's has the large pages that its command line takes."""
-    return {"GLIBC_TUNABLES": LARGE_PAGES} if name.startswith("ours") else {}
+    return {"GLIBC_TUNABLES": runtime.LARGE_PAGES} if name.startswith("ours") else {}
 
 
 def answer(ours: Callable[[dict], dict], theirs: Callable[[dict], dict]) -> None:

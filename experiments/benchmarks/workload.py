@@ -195,9 +195,8 @@ class Training:
         return metrics["loss"].total
 
     def run(self, steps: int, *, first: int) -> np.ndarray:
-        """The losses of so many steps, a multiple of `together`; waits for them."""
-        found = [self.dispatch(first + number) for number in range(0, steps, self.together)]
-        return np.concatenate([np.ravel(value) for value in found])
+        """The losses of so many steps, a multiple of `together`; waits for each dispatch, as the loop does on CPU."""
+        return np.concatenate([np.ravel(self.dispatch(first + number)) for number in range(0, steps, self.together)])
 
 
 def _loss_of(model: Any, gathered: bool) -> Callable:

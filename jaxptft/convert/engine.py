@@ -29,6 +29,7 @@ def import_tensors(
 ) -> tuple[Params, Extras, Manifest]:
     """Parameters in float32, what export needs to restore the source, and the account.
 
+    Where a tensor needs no other digits its parameter is a view of it: devices take views as fast as copies.
     `fields` are those of the source's config.json. Raises ValueError naming unknown, missing, misshapen, unsuitably
     typed, doubled and wrongly untied tensors.
     """
@@ -52,7 +53,7 @@ def import_tensors(
         node = params
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = np.ascontiguousarray(rule.layout.to_flax(_to_float32(name, tensors[name])))
+        node[leaf] = rule.layout.to_flax(_to_float32(name, tensors[name]))
     spelt = {name: rule.hf_name for rule, name in pairs}
     extras = Extras(
         names={rule.hf_name: name for rule, name in pairs},

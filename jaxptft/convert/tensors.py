@@ -4,6 +4,8 @@ Reading needs no torch. Writing is safetensors only, sharded beyond a size, with
 """
 
 import json
+import math
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr as shown
@@ -18,6 +20,7 @@ SAFETENSORS_INDEX = "model.safetensors.index.json"
 BIN = "pytorch_model.bin"
 BIN_INDEX = "pytorch_model.bin.index.json"
 MSGPACK = "flax_model.msgpack"
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
 
 
 def read_tensors(folder: Path, *, allow_bin: bool = False) -> dict[str, np.ndarray]:
@@ -89,14 +92,37 @@ def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray], *, max_shard_
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of one file; ValueError naming a file that is no such file."""
+    """All tensors of one file, most of them read-only views of it, whose bytes are read where they are used.
+
+    Raises ValueError naming a file that is no such file.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        with safe_open(path, framework="np") as file:  # which checks the header and the places of all tensors
+            mapped, begins = _mapped(path)
+            tensors = {}
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                part = file.get_slice(name)
+                dtype, shape = _DTYPES.get(part.get_dtype()), part.get_shape()
+                if dtype is None or 0 in shape:
+                    tensors[name] = file.get_tensor(name)
+                else:
+                    flat = np.frombuffer(mapped, dtype, count=math.prod(shape), offset=begins[name])
+                    tensors[name] = flat.reshape(shape)
+            return tensors
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {reason(error)}") from None
+
+
+def _mapped(path: Path) -> tuple[mmap.mmap, dict[str, int]]:
+    """A safetensors file in memory, and where in it each tensor begins: the file holds the size of its header in 8
+    bytes, the header in JSON, and the tensors, whose places count from its end."""
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    end = 8 + int.from_bytes(mapped[:8], "little")
+    header = json.loads(mapped[8:end])
+    return mapped, {name: end + about["data_offsets"][0] for name, about in header.items() if name != "__metadata__"}
 
 
 def _read_sharded(index: Path, read) -> dict[str, np.ndarray]:

@@ -29,6 +29,7 @@ from jaxptft.train.step import Step
 from jaxptft.train.stop import StopFlag, Stopped
 
 _IN_FLIGHT = 2  # dispatches under way before the metrics of an older one are read
+_FREED = 0.003  # seconds in which XLA:CPU gives back what a dispatch worked with, after its results are there
 
 
 @dataclass
@@ -157,6 +158,8 @@ def fit(
 
     feed = Feed(batch_at, place, start=now, stops=next_stop, steps=schedule.steps, together=together, ahead=ahead)
     clock = _Clock(journal.path.with_name("speed.jsonl"), now, feed)
+    # On CPU one that starts right behind another would hold its working memory beside that of the other.
+    in_flight = 0 if jax.default_backend() == "cpu" else _IN_FLIGHT
     pace = _Pace(feed, together, longest)
 
     def absorb(keep: int) -> None:
@@ -277,10 +280,12 @@ def fit(
             state, metrics = stage.step(state, constants, group.batch)
             now = group.end
             pending.append((group._replace(batch=None), metrics))
-            if len(pending) > _IN_FLIGHT:
+            if len(pending) > in_flight:
                 steps = len(pending[0][0].examples)
-                absorb(_IN_FLIGHT)
-                pace.took(steps)
+                absorb(in_flight)
+                seconds = pace.took(steps)
+                if not in_flight:
+                    time.sleep(min(_FREED, seconds / 200))
 
 
 def _count(loop: LoopState, values: dict[str, tuple[float, float]], limit: int) -> None:
@@ -319,12 +324,15 @@ class _Pace:
         """What comes now is no step."""
         self.since = None
 
-    def took(self, steps: int) -> None:
-        """A dispatch of so many steps has ended, right after the one before it unless there was a rest."""
+    def took(self, steps: int) -> float:
+        """How many seconds (0: not known) a dispatch of so many steps took that has just ended, right after the one
+        before it unless there was a rest."""
         now = time.perf_counter()
+        seconds = 0.0 if self.since is None else now - self.since
         if self.since is not None and self.longest is not None:
-            self.feed.limit = int(np.clip(self.longest * steps / max(now - self.since, 1e-9), 1, self.most))
+            self.feed.limit = int(np.clip(self.longest * steps / max(seconds, 1e-9), 1, self.most))
         self.since = now
+        return seconds
 
 
 class _Clock:

@@ -66,14 +66,19 @@ def spread_shardings(tree: PyTree, mesh: Mesh, *, smallest: int = SMALLEST) -> P
     return jax.tree.map(sharding, tree)
 
 
-def made_spread(make: Callable[..., PyTree], mesh: Mesh, *, smallest: int = SMALLEST) -> Callable[..., PyTree]:
-    """`make`, a pure function, compiled to return what `spread` would: no device ever holds all of it."""
+def made_spread(
+    make: Callable[..., PyTree], mesh: Mesh, *, smallest: int = SMALLEST, donate_argnums: tuple[int, ...] = ()
+) -> Callable[..., PyTree]:
+    """`make`, a pure function, compiled to return what `spread` would: no device ever holds all of it.
+
+    `donate_argnums` are those of its arguments whose memory it may use.
+    """
 
     def run(*arguments: Any) -> PyTree:
         shardings = spread_shardings(jax.eval_shape(make, *arguments), mesh, smallest=smallest)
-        return jax.jit(make, out_shardings=shardings)(*arguments)
+        return jax.jit(make, out_shardings=shardings, donate_argnums=donate_argnums)(*arguments)
 
-    return jax.jit(make) if mesh.shape[FSDP] == 1 else run
+    return jax.jit(make, donate_argnums=donate_argnums) if mesh.shape[FSDP] == 1 else run
 
 
 def shard(batch: Batch, mesh: Mesh) -> Batch:

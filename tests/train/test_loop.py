@@ -234,8 +234,8 @@ def test_nor_does_it_where_several_steps_are_one_dispatch(linear, grouped, tmp_p
         assert together == pytest.approx(alone, rel=1e-4)
 
 
-@pytest.mark.parametrize(("longest", "sizes"), [(1e-9, {1}), (1e9, {1, 4})])
-def test_a_dispatch_has_as_many_steps_as_its_time_allows(linear, grouped, tmp_path, longest, sizes):
+@pytest.mark.parametrize(("longest", "most"), [(1e-9, 1), (1e9, 4)])
+def test_a_dispatch_has_as_many_steps_as_its_time_allows(linear, grouped, tmp_path, longest, most):
     """And it changes no bit."""
     found = []
 
@@ -246,8 +246,8 @@ def test_a_dispatch_has_as_many_steps_as_its_time_allows(linear, grouped, tmp_pa
     timed = SimpleNamespace(**vars(grouped) | {"dispatch": {"place": placed, "together": 4, "longest": longest}})
     whole = Run(grouped, tmp_path / "whole", store=MemoryStore, steps=40).go()
     assert Run(timed, tmp_path / "timed", store=MemoryStore, steps=40).go().outcome() == whole.outcome()
-    assert set(found) == sizes
-    assert found[0] == 1
+    assert (found[0], max(found)) == (1, most)
+    assert sum(found) == 40
 
 
 def test_stopped_and_killed_again_and_again_on_disk(linear, tmp_path):
