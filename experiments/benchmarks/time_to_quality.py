@@ -63,6 +63,7 @@ def ours(request: dict) -> dict:
     from jaxptft import convert, data
     from jaxptft.models import bert
     from jaxptft.recipes.runtime import keep_compiled_programs
+    from jaxptft.recipes.training_settings import PROGRAM_STEPS
 
     keep_compiled_programs()
     tokenizer, batches = data.load_tokenizer(request["init"]), {}
@@ -72,7 +73,7 @@ def ours(request: dict) -> dict:
         training = name == "train"
         options: dict[str, Any] = {"window": 1, "seed": request["seed"]} if training else {"shuffle": False}
         rows = data.Batches(tokenized, labels, batch_size=peers.BATCH, **options)
-        batches[name] = data.PackedRows(rows, shapes=jax_worker.SHAPES) if training else rows
+        batches[name] = data.PackedRows(rows, shapes=6, price=PROGRAM_STEPS) if training else rows
     warmup = round(WARMUP * request["most"])
     training = jax_worker.build(
         request, batches["train"].batch_at(0), dropout=True, total=request["most"], warmup=warmup
@@ -84,10 +85,9 @@ def ours(request: dict) -> dict:
 
     def one() -> None:
         nonlocal state, number
-        state, _ = step(state, constants, batches["train"].batch_at(number))
+        state, metrics = step(state, constants, batches["train"].batch_at(number))
+        jax.block_until_ready(metrics)
         number += 1
-        if number % request["every"] == 0:
-            jax.block_until_ready(state.params)
 
     def accuracy() -> float:
         right = 0

@@ -35,13 +35,14 @@ def length_buckets(max_length: int) -> tuple[int, ...]:
 
 
 def fitted_buckets(
-    lengths: Int[np.ndarray, " rows"], count: int, *, multiple: int = 8, most: int | None = None
+    lengths: Int[np.ndarray, " rows"], count: int, *, multiple: int = 8, most: int | None = None, price: float = 0.0
 ) -> tuple[int, ...]:
     """At most `count` widths, multiples of `multiple`, that pad rows of these lengths the least.
 
-    Each width is one more program to compile, each padded token one more to compute; the last width takes the longest
-    row, and is `most` where the multiple would be more. Exact, by dynamic programming over the multiples. Raises
-    ValueError on no rows or a count below 1.
+    Each width is one more program to compile, each padded token one more to compute: with `price`, there are only as
+    many widths as each save so many tokens at least. The last width takes the longest row, and is `most` where the
+    multiple would be more. Exact, by dynamic programming over the multiples. Raises ValueError on no rows or a count
+    below 1.
 
     >>> fitted_buckets(np.array([3, 8, 9, 9, 30, 31, 64]), 3)
     (16, 32, 64)
@@ -54,13 +55,16 @@ def fitted_buckets(
     ends = np.arange(steps + 1)
     # cost[i]: tokens of all rows no longer than i multiples, with i as the last width; from[k][i]: the width before.
     cost, before = np.where(ends > 0, rows * ends, 0).astype(np.int64), [np.zeros(steps + 1, np.int64)]
+    whole = [multiple * cost[-1]]  # tokens with one width, two, ...
     for _ in range(min(count, steps) - 1):
         options = cost[None, :] + (rows[:, None] - rows[None, :]) * ends[:, None]
         options = np.where(ends[None, :] <= ends[:, None], options, np.iinfo(np.int64).max)
         before.append(options.argmin(1))
         cost = options.min(1)
+        whole.append(multiple * cost[-1])
+    best = int(np.argmin(whole + price * np.arange(len(whole)))) if price else len(whole) - 1
     widths, last = [], steps
-    for previous in reversed(before):
+    for previous in reversed(before[: best + 1]):
         if last > 0 and (not widths or last < widths[-1]):
             widths.append(int(last))
         last = int(previous[last])

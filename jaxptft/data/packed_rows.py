@@ -36,8 +36,9 @@ class PackedRows:
         to gain.
       length: tokens in a row. Default: those of the longest example, and at least 64.
       segments: the most examples in a row. Default: as many as a row takes in the first epoch.
-      shapes: how many numbers of rows batches have, fitted to the first epoch's; where a later batch needs more, it has
-        as many as it needs.
+      shapes: how many numbers of rows batches have at most, fitted to the first epoch's; where a later batch needs
+        more, it has as many as it needs.
+      price: how many steps of an epoch a further number of rows must save at least: it is one more program to compile.
       multiple_of: rows are a multiple of this (a number of devices), which changes no more than how many are empty.
 
     Raises:
@@ -51,6 +52,7 @@ class PackedRows:
         length: int | None = None,
         segments: int | None = None,
         shapes: int = 1,
+        price: float = 0.0,
         multiple_of: int = 1,
     ):
         lengths = batches.tokenized.lengths
@@ -64,13 +66,14 @@ class PackedRows:
         self.steps_per_epoch = batches.steps_per_epoch
         self.batch_size = batches.batch_size
         self.length = length
-        self._batches, self._shapes, self._multiple = batches, shapes, multiple_of
+        self._batches, self._shapes, self._price, self._multiple = batches, shapes, price, multiple_of
         steps = np.unique(np.linspace(0, self.steps_per_epoch - 1, SEEN).round().astype(np.int64))
         seen = [_lengths(batches.batch_at(int(step))) for step in steps]
         packings = [pack(part, length, segments=segments) for part in seen]
         self.segments = segments or max(int(np.diff(packing.offsets).max()) for packing in packings)
         needed = np.array([len(packing.offsets) - 1 for packing in packings])
-        self._rows = fitted_buckets(needed, shapes, multiple=multiple_of)
+        dear = price * needed.mean() * len(steps) / self.steps_per_epoch  # as `steps` are some of an epoch's
+        self._rows = fitted_buckets(needed, shapes, multiple=multiple_of, price=dear)
         self._empty = 1 - int(np.concatenate(seen).sum()) / (length * sum(map(self._fitting, needed.tolist())))
 
     @property
@@ -91,8 +94,8 @@ class PackedRows:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides what `batch_at` returns, but for `multiple_of`."""
-        layout = (self.length, self.segments, self._shapes)
-        return fingerprint(["packed rows 1", self._batches.fingerprint, repr(layout)])
+        layout = (self.length, self.segments, self._shapes, self._price)
+        return fingerprint(["packed rows 2", self._batches.fingerprint, repr(layout)])
 
     def _fitting(self, needed: int) -> int:
         """The number of rows of a batch that needs so many."""

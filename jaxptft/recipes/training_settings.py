@@ -188,13 +188,19 @@ class LearningSettings(PlanSettings):
         return self
 
 
+PROGRAM_STEPS = 7.0
+"""What one more shape of batches must save in an epoch: a step takes about 20 steps to compile, 7 to read from a cache,
+and runs are about three epochs long."""
+
+
 class TrainingSettings(LearningSettings):
     """The same where rows are text."""
 
     max_length: int = Field(default=128, ge=3)
     """tokens in an example at most, special ones included"""
     length_buckets: int = Field(default=6, ge=1)
-    """how many lengths batches are padded to: each is one more program to compile, and less padding"""
+    """how many lengths batches are padded to at most: each is one more program to compile, and less padding (in
+    fine-tuning as many as save 7 steps an epoch each)"""
 
 
 def total_steps(config: LearningSettings, steps_per_epoch: int) -> int:

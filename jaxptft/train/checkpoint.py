@@ -207,7 +207,8 @@ def _checkpointer() -> Any:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
     )
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    # Weights hardly shrink, and compressing them takes the processor from the steps that go on meanwhile.
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone, use_compression=False)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 

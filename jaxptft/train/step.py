@@ -5,7 +5,8 @@ With terms k, splits s (devices and micro-steps), totals t and counts c, the los
     sum_k ( sum_s t_ks ) / ( sum_s c_ks ),
 
 so the counts are summed first, then every split differentiates t_ks / (sum_s c_ks) and the gradients add up. Counts
-never depend on the parameters: XLA removes the model from the counting pass.
+never depend on the parameters: with micro-steps they are counted in a pass of their own, from which XLA removes the
+model.
 """
 
 from collections.abc import Callable
@@ -68,12 +69,13 @@ def make_step(
             context = Context(objective_state, constants, rng, train=True, axis_name=axis_name)
             return objective.loss(merge(learnt, frozen), batch, context)
 
-        def counts_of(batch):
-            terms, _ = losses(learnt, batch, objective_state)
-            return {name: jnp.asarray(term.count, jnp.float32) for name, term in terms.items()}
+        def counts_of(terms):
+            return {name: jax.lax.stop_gradient(jnp.asarray(term.count, jnp.float32)) for name, term in terms.items()}
 
-        def share_of_loss(learnt, batch, objective_state, counts):
+        def share_of_loss(learnt, batch, objective_state, counts=None):
             terms, (metrics, objective_state) = losses(learnt, batch, objective_state)
+            if counts is None:  # this split of the batch is all that this device has
+                counts = summed(counts_of(terms))
             shares = [Mean(term.total, counts[name]).value() for name, term in terms.items()]
             by_term = {f"{name}/loss": term for name, term in terms.items()}
             return sum(shares, start=jnp.zeros(())), (_arrays(metrics | by_term), objective_state)
@@ -81,11 +83,11 @@ def make_step(
         gradient_of = jax.value_and_grad(share_of_loss, has_aux=True)
 
         if accumulate == 1:
-            counts = summed(counts_of(batch))
-            (loss, (metrics, objective_state)), gradient = gradient_of(learnt, batch, objective_state, counts)
+            (loss, (metrics, objective_state)), gradient = gradient_of(learnt, batch, objective_state)
         else:
             micro_batches = _strided(batch, accumulate)
-            counts = summed(jax.tree.map(lambda c: c.sum(0), jax.lax.map(counts_of, micro_batches)))
+            counted = jax.lax.map(lambda batch: counts_of(losses(learnt, batch, objective_state)[0]), micro_batches)
+            counts = summed(jax.tree.map(lambda c: c.sum(0), counted))
 
             def micro_step(carry, micro_batch):
                 loss, gradient, metrics, objective_state = carry

@@ -308,8 +308,12 @@ def test_text_to_batches(tokenizer, sentences_of):
 
 
 @settings(max_examples=60, deadline=None)
-@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30), count=st.integers(1, 4))
-def test_fitted_buckets_pad_as_little_as_the_best_choice_by_trying_all(lengths, count):
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30),
+    count=st.integers(1, 4),
+    price=st.sampled_from([0.0, 20.5, 90.5]),
+)
+def test_fitted_buckets_cost_as_little_as_the_best_choice_by_trying_all(lengths, count, price):
     lengths = np.array(lengths)
     most = -(-lengths.max() // 8)
 
@@ -321,10 +325,10 @@ def test_fitted_buckets_pad_as_little_as_the_best_choice_by_trying_all(lengths, 
         for size in range(min(count, most))
         for chosen in itertools.combinations(range(1, most), size)
     )
-    found = data.fitted_buckets(lengths, count)
+    found = data.fitted_buckets(lengths, count, price=price)
     assert len(found) <= count
     assert found[-1] == 8 * most
-    assert padded(found) == min(map(padded, choices))
+    assert padded(found) + price * len(found) == min(padded(widths) + price * len(widths) for widths in choices)
 
 
 @pytest.mark.parametrize("lengths, count", [([], 1), ([3], 0)])

@@ -101,6 +101,23 @@ def test_rows_are_as_few_as_their_shapes_allow_and_every_epoch_has_room(ragged):
     assert max(counts) > narrow.rows[0]
 
 
+def test_there_are_as_many_shapes_as_save_the_steps_that_one_costs(ragged):
+    plain = Batches(ragged(LENGTHS), batch_size=32, window=1)
+    steps = plain.steps_per_epoch
+
+    def cost(rows):
+        """Steps of an epoch, each of the mean size, as many as the rows that are computed."""
+        needed = np.array([(batch["valid"].any(1)).sum() for batch in epoch(rows)])
+        return sum(len(batch["ids"]) for batch in epoch(rows)) / needed.mean()
+
+    costs = [cost(PackedRows(plain, shapes=shapes)) for shapes in (1, 2, 3, 4)]
+    for price in (0.0, 0.1, 0.5, steps):
+        best = min(cost + price * number for number, cost in enumerate(costs))
+        found = PackedRows(plain, shapes=4, price=price)
+        assert cost(found) + price * (len(found.rows) - 1) == pytest.approx(best)
+    assert len(PackedRows(plain, shapes=4, price=steps).rows) == 1
+
+
 def test_labels_of_tokens_and_repeated_examples_are_packed_along(ragged):
     class Tagged(Batches):
         def batch_at(self, step):
@@ -121,7 +138,7 @@ def test_what_decides_a_batch_is_in_the_fingerprint(ragged):
     def name(seed=0, **options):
         return PackedRows(Batches(ragged([3, 4, 5]), batch_size=2, seed=seed), **options).fingerprint
 
-    names = [name(), name(seed=1), name(length=8), name(segments=1), name(shapes=2)]
+    names = [name(), name(seed=1), name(length=8), name(segments=1), name(shapes=2), name(shapes=2, price=1.0)]
     assert len(set(names)) == len(names)
     assert name() == name(multiple_of=8)
 

@@ -10,7 +10,7 @@ from jaxptft import data
 from jaxptft.data.held_out import Rows
 from jaxptft.recipes.tasks import PACKED_TASKS
 from jaxptft.recipes.training import EVALUATION_ROWS, Batches
-from jaxptft.recipes.training_settings import TrainingSettings
+from jaxptft.recipes.training_settings import PROGRAM_STEPS, TrainingSettings
 
 if TYPE_CHECKING:
     from jaxptft.recipes import finetune
@@ -34,16 +34,19 @@ def read_splits(
     return rows, {split: part.source for split, part in rows.items()} | {"eval": origin}
 
 
-def fit_widths(tokens: Mapping[str, data.Tokenized], *, count: int, max_length: int) -> dict[bool, tuple[int, ...]]:
+def fit_widths(
+    tokens: Mapping[str, data.Tokenized], *, count: int, max_length: int, batch_size: int
+) -> dict[bool, tuple[int, ...]]:
     """The widths that batches are padded to, of training (True) and of everything else (False).
 
     They are apart, so that what is trained does not depend on what is tested.
     """
     others = [tokenized.lengths for split, tokenized in tokens.items() if split != "train"]
-    return {
-        training: data.fitted_buckets(lengths, count, most=max_length)
-        for training, lengths in ((True, tokens["train"].lengths), (False, np.concatenate(others)))
-    }
+    found = {}
+    for training, lengths in ((True, tokens["train"].lengths), (False, np.concatenate(others))):
+        step = (batch_size if training else EVALUATION_ROWS) * lengths.mean()
+        found[training] = data.fitted_buckets(lengths, count, most=max_length, price=PROGRAM_STEPS * float(step))
+    return found
 
 
 def batch_options(config: TrainingSettings, split: str, *, devices: int) -> dict[str, Any]:
@@ -82,7 +85,7 @@ def batch_each(
         facts: of a split, for report.json.
         tell: the line that is said of a split.
     """
-    widths = fit_widths(tokens, count=config.length_buckets, max_length=config.max_length)
+    widths = fit_widths(tokens, count=config.length_buckets, max_length=config.max_length, batch_size=config.batch_size)
     batches: dict[str, Any] = {}
     found: dict[str, dict[str, Any]] = {}
     for split in tokens:
@@ -102,14 +105,13 @@ def _packs(config: "finetune.Config", batch: Callable[..., Any], options: Mappin
     if config.packing != "auto" or config.task not in PACKED_TASKS:
         return config.packing == "on"
     alone = {**options, "multiple_of": 1}
-    return data.PackedRows(batch(**alone, window=1), shapes=config.length_buckets).padding_share < data.padding_share(
-        batch(**alone)
-    )
+    packed = data.PackedRows(batch(**alone, window=1), shapes=config.length_buckets, price=PROGRAM_STEPS)
+    return packed.padding_share < data.padding_share(batch(**alone))
 
 
 def _packed(config: "finetune.Config", mixed: Any, options: Mapping[str, Any], say: Say) -> data.PackedRows:
     """Batches of mixed lengths, each in packed rows."""
-    rows = data.PackedRows(mixed, shapes=config.length_buckets, multiple_of=options["multiple_of"])
+    rows = data.PackedRows(mixed, shapes=config.length_buckets, price=PROGRAM_STEPS, multiple_of=options["multiple_of"])
     counts = ", ".join(map(str, rows.rows))
     say(f"train: packed, {counts} rows of {rows.length} tokens a batch, {rows.padding_share:.1%} padding")
     return rows
