@@ -32,8 +32,6 @@ import parity
 import peers
 from peers import EAGER
 
-from jaxptft.recipes import runtime
-
 HERE = Path(__file__).parent
 PAIRS = [
     *((ours, peer) for ours in ("ours", "ours-packed") for peer in ("p0", "p1")),
@@ -53,7 +51,7 @@ TRIALS = [
 def ask(request: dict) -> dict:
     """A worker's answer; with large pages where its options ask for them, and for ours."""
     large = request["worker"].startswith("ours") or request["options"].get("large_pages")
-    return peers.ask(request, environment={"GLIBC_TUNABLES": runtime.LARGE_PAGES} if large else {})
+    return peers.ask(request, environment=interleaved.large_pages(request["worker"]) if large else {})
 
 
 def sentence_flops(n: int, frozen_layers: int, *, layers=6, width=384, inner=1536, classes=2) -> float:

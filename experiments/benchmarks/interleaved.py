@@ -45,7 +45,14 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
 
 def as_it_runs(name: str) -> dict[str, str]:
     """The environment of a worker: the library's has the large pages that its command line takes."""
-    return {"GLIBC_TUNABLES": runtime.LARGE_PAGES} if name.startswith("ours") else {}
+    return large_pages(name) if name.startswith("ours") else {}
+
+
+def large_pages(name: str) -> dict[str, str]:
+    """The environment of a worker with large pages: torch's keeps its heaps, one a thread."""
+    ours = runtime.LARGE_PAGES
+    theirs = ":".join(part for part in ours.split(":") if "arena_max" not in part)
+    return {"GLIBC_TUNABLES": ours if name.startswith("ours") else theirs}
 
 
 def answer(ours: Callable[[dict], dict], theirs: Callable[[dict], dict]) -> None:

@@ -28,8 +28,6 @@ import parity
 import peers
 import workload
 
-from jaxptft.recipes import runtime
-
 ROWS, SIZE = 16, workload.MINI
 LENGTH = SIZE.length
 WORK, RESULT = parity.WORK.parent / "mlm_step", peers.RESULTS / "mlm_step_cpu.json"
@@ -122,7 +120,7 @@ def main() -> None:
 
     def ask(name: str, options: dict, *, mode: str = "time", steps: int = arguments.steps) -> dict:
         request = {"worker": name, "mode": mode, "options": options, "model": str(WORK / "model"), "steps": steps}
-        pages = {"GLIBC_TUNABLES": runtime.LARGE_PAGES} if options.get("large_pages") else {}
+        pages = interleaved.large_pages(name) if options.get("large_pages") else {}
         return peers.ask(request | {"threads": arguments.threads}, script=Path(__file__), environment=pages)
 
     found = workload.check({name: ask(name, {}, mode="check")["loss"] for name in ("p0", "p1", "ours")})
