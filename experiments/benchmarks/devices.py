@@ -69,7 +69,7 @@ def ours(request: dict) -> dict:
 
     folder, devices = Path(request["folder"]), request["devices"]
     rows = np.load(folder / "rows.npy")
-    quiet = {"dropout": 0.0, "attention_dropout": 0.0}
+    quiet: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0}
     training = workload.Training(folder / "model", rows, batch=request["rows"], devices=devices, **quiet)
     if request["worker"].startswith("ours_pmap"):
         plain = train.make_step(training.objective, training.optimizer, trainable=training.trainable, axis_name="data")
