@@ -2,10 +2,10 @@
 
     python run.py rows.jsonl                    # a line a row: {"input_ids": [101, 2023, 102]}
     python run.py arrays.npz --out scores.npz   # arrays by the names of the inputs, as model.json lists them
-    python run.py texts.txt                     # a text a line, where the package `tokenizers` is installed
-    python run.py rows.jsonl                    # likewise: {"text": "..."}, or {"text": "...", "pair": "..."}
+    python run.py texts.txt                     # a text a line
 
-Every file is checked against SHA256SUMS before it is read.
+With the package `tokenizers` rows may be texts too: {"text": "..."}, or {"text": "...", "pair": "..."}. Every file is
+checked against SHA256SUMS before it is read.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import numpy as np
 
 PROGRAM, WEIGHTS, DESCRIPTION, SUMS = "model.stablehlo", "weights.npz", "model.json", "SHA256SUMS"
 FORMAT = 1
+_TOLD = ("format", "task", "labels", "inputs", "limits")
 GROUP = 32  # rows a call
 MULTIPLE = 16  # of lengths, so that few are compiled for
 
@@ -55,11 +56,17 @@ def verify(folder: str | Path, needed: Sequence[str] = (DESCRIPTION,)) -> None:
 
 
 def describe(folder: str | Path) -> dict[str, Any]:
-    """The contents of model.json, unchecked but for its format."""
+    """The contents of model.json; ValueError where it is of another version, or not what an export writes."""
     path = Path(folder) / DESCRIPTION
-    description = json.loads(path.read_text(encoding="utf-8"))
-    if description.get("version") != FORMAT:
-        raise ValueError(f"{path} is of version {description.get('version')}, and this program reads {FORMAT}")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        version, absent = description.get("version"), [name for name in _TOLD if name not in description]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); export the model again") from None
+    if version != FORMAT:
+        raise ValueError(f"{path} is of version {version}, and this program reads {FORMAT}")
+    if absent:
+        raise ValueError(f"{path} does not tell {absent[0]}; export the model again")
     return description
 
 

@@ -73,7 +73,8 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
         raise FileExistsError(f"{config.out} is a file; choose a folder for --out")
     if config.out.exists() and any(config.out.iterdir()) and not config.overwrite:
         raise FileExistsError(f"{config.out} exists and is not empty; choose another --out, or pass --overwrite")
-    if config.out.exists() and Path(config.model).resolve().is_relative_to(config.out.resolve()):
+    places = (Path(config.model), Path(config.model) / "model")  # of a run, its model
+    if config.out.exists() and any(place.resolve().is_relative_to(config.out.resolve()) for place in places):
         raise ValueError(f"{config.model} is in {config.out}, which --overwrite replaces; choose another --out")
     if config.format == "onnx":
         export.require_onnx()

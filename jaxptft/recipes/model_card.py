@@ -103,7 +103,7 @@ def _flags(kind: type[BaseModel], values: Mapping[str, Any], prefix: str = "") -
             continue
         default = field.get_default(call_default_factory=True)
         flag = f"--{prefix}{key.replace('_', '-')}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if isinstance(value, dict) and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             found += _flags(field.annotation, value, f"{prefix}{key.replace('_', '-')}.")
         elif value in (default, None) or (isinstance(value, list) and tuple(value) == default):
             continue

@@ -128,12 +128,20 @@ def test_a_file_that_the_sums_do_not_list_is_not_trusted(artifact, tmp_path, nam
         export.Artifact(folder)
 
 
-def test_another_version_is_refused(artifact, tmp_path):
+def test_what_is_no_description_of_this_version_is_refused(artifact, tmp_path):
     folder = shutil.copytree(artifact[0], tmp_path / "copy")
-    (folder / "model.json").write_text(json.dumps({"version": 2}))
-    export.write_sums(folder)
-    with pytest.raises(ValueError, match=r"model\.json is of version 2, and this program reads 1"):
-        export.Artifact(folder)
+    known = json.loads((folder / "model.json").read_text())
+    for content, complaint in (
+        (json.dumps(known | {"version": 2}), "is of version 2, and this program reads 1"),
+        (json.dumps({"version": 1, "format": "stablehlo"}), "does not tell task"),
+        (json.dumps(known | {"format": "onnx"}), "was exported as onnx, not as stablehlo"),
+        ("[]", "is damaged"),
+        ("{", "is damaged"),
+    ):
+        (folder / "model.json").write_text(content)
+        export.write_sums(folder)
+        with pytest.raises(ValueError, match=complaint):
+            export.Artifact(folder)
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs coreutils' sha256sum")

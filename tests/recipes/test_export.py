@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -17,8 +18,6 @@ from huggingface_hub import ModelCard
 from jaxptft import cli, convert, data
 from jaxptft import export as room
 from jaxptft.recipes import export, export_formats, finetune, model_card
-
-BLOCKED = ("jaxptft", "flax", "optax", "orbax", "transformers", "datasets", "torch", "huggingface_hub")
 
 
 def lines(path) -> list[dict]:
@@ -66,26 +65,19 @@ def test_a_run_is_compared_on_its_own_evaluation_rows_and_predicts_the_same(
         assert other["probabilities"] == pytest.approx(line["probabilities"], abs=1e-5)
 
 
-def isolated(folder, *arguments, blocked=BLOCKED) -> subprocess.CompletedProcess:
-    """run.py in a process of its own, in which none of the blocked packages can be imported."""
-    script = f"""
-import runpy, sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {blocked!r}:
-            raise ImportError(name + " is blocked")
-sys.meta_path.insert(0, Blocked())
-for name in {blocked!r}:
-    try:
-        __import__(name)
-    except ImportError:
-        continue
-    sys.exit(name + " was imported")
-sys.argv = ["run.py", *sys.argv[1:]]
-runpy.run_path({str(folder / "run.py")!r}, run_name="__main__")
-"""
-    command = [sys.executable, "-I", "-c", script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def isolated(folder, *arguments, allow="none") -> subprocess.CompletedProcess:
+    """run.py in a process that finds jax and numpy alone."""
+    script = Path(__file__).parents[2] / "experiments" / "benchmarks" / "alone.py"
+    command = [sys.executable, "-I", script, f"--allow={allow}", folder / "run.py", *arguments]
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=120)
+
+
+def test_the_process_that_is_alone_finds_no_package_of_ours(tmp_path):
+    for name in ("jaxptft", "flax", "transformers", "tokenizers"):
+        (tmp_path / "run.py").write_text(f"import {name}")
+        done = isolated(tmp_path)
+        assert done.returncode == 1
+        assert f"{name} is blocked" in done.stderr
 
 
 def test_a_program_runs_where_only_jax_and_numpy_are(exported, finished, files, command, tmp_path):
@@ -95,11 +87,14 @@ def test_a_program_runs_where_only_jax_and_numpy_are(exported, finished, files, 
     tokenized = data.tokenize(table, data.load_tokenizer(finished.out / "model"), 16)
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"input_ids": tokenized.row(i).tolist()}) + "\n" for i in range(len(table))))
-    done = isolated(folder, rows, "--out", tmp_path / "ids.jsonl", blocked=(*BLOCKED, "tokenizers"))
+    done = isolated(folder, rows, "--out", tmp_path / "ids.jsonl")
     assert done.returncode == 0, done.stderr
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(table.texts) + "\n")
     done = isolated(folder, texts)
+    assert done.returncode == 2
+    assert "error: texts need the package `tokenizers` (pip install tokenizers); or give input_ids" in done.stderr
+    done = isolated(folder, texts, allow="tokenizers,huggingface_hub")  # the one imports the other
     assert done.returncode == 0, done.stderr
     for found in (lines(tmp_path / "ids.jsonl"), [json.loads(line) for line in done.stdout.splitlines()]):
         assert len(found) == len(expected) == 30
@@ -111,7 +106,6 @@ def test_a_program_runs_where_only_jax_and_numpy_are(exported, finished, files, 
 def test_arrays_go_in_and_out(exported, tmp_path):
     folder = exported("stablehlo").folder
     ids = np.array([[2, 5, 3, 0], [2, 6, 7, 3]])
-    np.savez(tmp_path / "in.npz", input_ids=ids, attention_mask=ids > 0 * 1)
     np.savez(tmp_path / "in.npz", input_ids=ids, attention_mask=(ids > 0).astype(np.int64))
     assert room.runner.main([str(tmp_path / "in.npz"), "--out", str(tmp_path / "out.npz"), "--model", str(folder)]) == 0
     with np.load(tmp_path / "out.npz") as outputs:
@@ -339,8 +333,9 @@ def test_a_folder_that_is_there_is_kept_unless_told_otherwise(exported, finished
     (out / "mine").unlink()
     assert command(*line).status == 0
     assert command(*line, "--overwrite").status == 0
-    inside = ("export", out, "--format", "hf", "--out", out, "--overwrite")
-    assert "which --overwrite replaces" in refused(*inside)
+    for inside in (finished.out, finished.out / "model", finished.out.parent):
+        line = ("export", finished.out, "--format", "hf", "--out", inside, "--overwrite")
+        assert "which --overwrite replaces" in refused(*line)
 
 
 def test_values_without_a_use_are_refused(finished, refused, tmp_path):
