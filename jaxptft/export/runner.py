@@ -4,8 +4,8 @@
     python run.py arrays.npz --out scores.npz   # arrays by the names of the inputs, as model.json lists them
     python run.py texts.txt                     # a text a line
 
-With the package `tokenizers` rows may be texts too: {"text": "..."}, or {"text": "...", "pair": "..."}. Every file is
-checked against SHA256SUMS before it is read.
+With the package `tokenizers` rows may be texts too: {"text": "..."}, or {"text": "...", "text_pair": "..."}. Every file
+is checked against SHA256SUMS before it is read.
 """
 
 import argparse
@@ -139,7 +139,7 @@ def _encoded(artifact: Artifact, row: Mapping[str, Any]) -> dict[str, Any]:
         return dict(row)
     if "text" not in row or artifact.description["task"] in ("question_answering", "multiple_choice"):
         raise ValueError(f"a row holds {', '.join(row) or 'nothing'}; expected input_ids")
-    encoding = _tokenizer(artifact).encode(row["text"], row.get("pair"))
+    encoding = _tokenizer(artifact).encode(row["text"], row.get("text_pair"))
     found: dict[str, Any] = {"input_ids": encoding.ids, "token_type_ids": encoding.type_ids}
     return found | {"offsets": encoding.offsets, "special": encoding.special_tokens_mask}
 

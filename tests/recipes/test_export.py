@@ -234,7 +234,7 @@ ROWS = {
         {"question": "was it", "choices": ["so", "and"]},
     ],
     "multi_label": [{"text": "the film"}, {"text": "a book and a film"}],
-    "regression": [{"text": "the film", "pair": "a book"}, {"text": "a book and a film", "pair": "was it"}],
+    "regression": [{"text": "the film", "text_pair": "a book"}, {"text": "a book and a film", "text_pair": "was it"}],
 }
 
 
@@ -267,6 +267,31 @@ def test_every_task_of_texts_is_exported_as_a_program(task, make_model, command,
             "regression": {"score"},
         }[task]
     )
+
+
+def test_texts_are_tokenized_by_run_py_as_by_predict(make_model, command, tmp_path):
+    """Pairs, texts that are cut, and entities with their characters."""
+    architecture, fields = ARCHITECTURES["regression"]
+    pairs = make_model(tmp_path / "pairs", architecture, label2id={"score": 0}, **fields)
+    rows = [*ROWS["regression"], {"text": "so very good " * 9, "text_pair": "a film and a book"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = ("export", pairs, "--format", "stablehlo", "--data", tmp_path / "rows.jsonl", "--out", tmp_path / "out")
+    assert command(*line).status == 0
+    expected = predicted(command, pairs, tmp_path / "rows.jsonl", tmp_path / "p.jsonl")
+    found = list(room.runner.predict(room.Artifact(tmp_path / "out"), rows))
+    assert [answer["score"] for answer in found] == pytest.approx([line["score"] for line in expected], abs=1e-5)
+
+    architecture, fields = ARCHITECTURES["token_classification"]
+    names = {name: number for number, name in fields["id2label"].items()}
+    tagger = make_model(tmp_path / "tagger", architecture, label2id=names, **fields)
+    line = ("export", tagger, "--format", "stablehlo", "--out", tmp_path / "tags")
+    assert command(*line).status == 0
+    text = "the film was bad"
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    (expected,) = predicted(command, tagger, tmp_path / "text.jsonl", tmp_path / "t.jsonl")
+    (found,) = room.runner.predict(room.Artifact(tmp_path / "tags"), [{"text": text}])
+    assert [text[start:end] for start, end in found["offsets"]] == expected["words"]
+    assert found["tags"] == expected["tags"]
 
 
 def near(value):
@@ -350,6 +375,12 @@ def test_a_model_that_writes_is_refused_by_formats_of_one_pass():
         with pytest.raises(ValueError, match=f"runs/x is for response, .* and {format} holds one run"):
             export_formats.refuse_task(opened, format)
     export_formats.refuse_task(opened, "hf")
+
+
+def test_an_export_is_no_model_to_export_or_train(exported, refused, tmp_path):
+    for format in ("stablehlo", "flax"):
+        line = ("export", exported(format).folder, "--format", "hf", "--out", tmp_path / "out")
+        assert "is an export, to be asked alone; give the model that it was made from" in refused(*line)
 
 
 def test_a_model_without_a_head_is_refused(encoder, refused, tmp_path):
