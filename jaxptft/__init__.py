@@ -8,10 +8,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["augment", "convert", "data", "losses", "models", "objectives", "optim", "recipes", "train"]
+__all__ = ["augment", "convert", "data", "export", "losses", "models", "objectives", "optim", "recipes", "train"]
 
 if TYPE_CHECKING:
-    from jaxptft import augment, convert, data, losses, models, objectives, optim, recipes, train
+    from jaxptft import augment, convert, data, export, losses, models, objectives, optim, recipes, train
 
 
 def __getattr__(name: str):

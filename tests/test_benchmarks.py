@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +156,91 @@ def test_the_flops_of_a_step_are_those_of_its_matrix_products(script):
     head = 2 * (width**2 + width * vocab) * length
     expected = 3 * (found - head + workload.RATE * head)
     assert size.step_flops(1) == pytest.approx(expected)
+
+
+@pytest.fixture
+def gpu(script, tmp_path, monkeypatch):
+    """The script for a GPU with a report of its own, and its steps on what a function of worker and round answers."""
+    gpu = script("gpu")
+    monkeypatch.setattr(gpu.workload, "prepare", lambda *_, **__: None)
+
+    def steps(answer, loss=lambda name: 2.0):
+        asked = []
+
+        def ask(name, mode, **_):
+            if mode == "check":
+                return {"loss": loss(name)}
+            asked.append(name)
+            found = {"cpu_seconds": 1.0, "peak_rss_mb": 1.0, "peak_device_mb": 1.0, "losses": [2.0, 1.0]}
+            return {"tokens": 100, "seconds": answer(name, asked.count(name)), **found}
+
+        return gpu.Steps(ask, label="128", size=gpu.workload.SMOKE, tokens=64, steps=4)
+
+    return SimpleNamespace(script=gpu, report=gpu.Report(tmp_path / "gpu.json"), steps=steps)
+
+
+def test_a_worker_of_the_gpu_that_fails_later_keeps_what_it_gave(gpu):
+    def answer(name, number):
+        if name == "p1_compiled" or (name, number) == ("p0", 2):
+            raise subprocess.TimeoutExpired("worker", 1.0)
+        return {"p0": 10.0, "p1": 8.0, "ours": 2.0, "ours_free": 1.0}[name] * number
+
+    steps = gpu.steps(answer)
+    steps.first()
+    steps.round()
+    # By hand: the medians of 10 and nothing, of 12.5 and 6.25, and of 50 and 25 tokens a second.
+    line = steps.line(rate=None)
+    assert (line["p0"], line["p1"], line["ours"], line["limit"]) == (10.0, 9.375, 37.5, None)
+    assert [goal["found"] for goal in line["goals"]] == [3.75, 4.0, None]
+    assert list(steps.told(None)["failed"]) == ["p1_compiled"]
+    flops = steps.size.step_flops(steps.batch) / (steps.batch * steps.size.length)
+    assert steps.told(100 * flops)["model_flops_utilisation"]["ours"] == pytest.approx(0.375)
+
+
+def test_sides_that_compute_different_things_end_their_part_alone(gpu, capsys):
+    steps = gpu.steps(lambda name, number: 1.0, loss=lambda name: 3.0 if name == "ours" else 2.0)
+    found = gpu.report.part("step_128", lambda: steps.first() or {})
+    assert "do not compute the same" in found["error"]
+    assert not steps.answers
+    gpu.report.part("vmap", lambda: {"runs": {}})
+    assert list(json.loads(gpu.report.path.read_text())["parts"]) == ["step_128", "vmap"]
+
+
+def test_a_part_that_is_not_asked_for_is_left_out(gpu, tmp_path):
+    report = gpu.script.Report(tmp_path / "other.json", only=["vmap"])
+    assert report.part("dropout", lambda: pytest.fail("it ran")) == {}
+    assert not report.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("worker", "seen", "budget", "expected"),
+    [
+        ("p0", "cpu", 100.0, "needs a GPU: torch sees none here"),
+        ("ours", "cpu", 5.0, "no time was left for it"),
+    ],
+)
+def test_what_cannot_be_measured_on_a_gpu_says_why(gpu, tmp_path, worker, seen, budget, expected):
+    report = gpu.script.Report(tmp_path / "gpu.json", budget=budget)
+    ask = gpu.script.Asker(report, {"threads": 1}, seen={"ours": "gpu", "p0": seen})
+    assert expected in report.part("matmul", lambda: ask(worker, "matmul"))["error"]
+
+
+def test_lines_of_the_gpu_take_the_largest_number_of_runs_and_go_without_what_is_missing(gpu):
+    runs = {"1": {"over_one": 1.0}, "4": {"over_one": 5.0}, "16": {"error": "out of memory"}}
+    assert gpu.script.many_line(runs)["ours"] is None
+    assert gpu.script.many_line(runs | {"16": {"over_one": 4.5}})["goals"][0]["met"]
+    held = gpu.script.memory_line({"p0": 10.0, "ours": 5.0, "ours_twice": 11.0})
+    assert [goal["met"] for goal in held["goals"]] == [True, False]
+    started = gpu.script.start_up_line({"p0": 10.0, "ours": 4.0})
+    assert [goal["found"] for goal in started["goals"]] == [0.4, None]
+
+
+def test_attention_is_tried_by_implementation_and_compared(script):
+    """On CPU there is no cuDNN, which says so; XLA's is what the others are held against."""
+    found = script("gpu_parts").attention({"lengths": [16], "tokens": 32, "heads": 2})["by_implementation"]
+    assert found["xla packed, 16"]["off"] == 0.0
+    assert found["dropout packed, 16"]["milliseconds"] > 0
+    assert "cuDNN" in found["cudnn, 16"]["error"]
 
 
 def test_a_worker_that_takes_too_long_is_ended_with_its_helpers(script, tmp_path):

@@ -94,5 +94,7 @@ def test_no_room_needs_torch():
 
 
 def test_an_unknown_room_is_an_error_that_names_the_rooms():
-    with pytest.raises(AttributeError, match="no attribute 'lossess'; its rooms are augment, convert, data, losses"):
+    with pytest.raises(
+        AttributeError, match="no attribute 'lossess'; its rooms are augment, convert, data, export, losses"
+    ):
         jaxptft.lossess  # noqa: B018

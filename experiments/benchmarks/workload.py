@@ -8,6 +8,7 @@ batch, which must be the same everywhere before anything is timed. AdamW, clippi
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,8 +176,8 @@ class Training:
             mesh=self.mesh,
         )
         self.constants = train.replicate(self.objective.constants, self.mesh)
-        plain = train.make_step(self.objective, self.optimizer, trainable=self.trainable)
-        self.step: Any = train.jit_step(plain, self.mesh, together=together)
+        make = partial(train.make_step, self.objective, self.optimizer, trainable=self.trainable)
+        self.step: Any = train.compile_step(make, self.mesh, together=together)
 
     def batch_at(self, step: int) -> dict[str, np.ndarray]:
         return batch_of(self.rows, self.batch, step)

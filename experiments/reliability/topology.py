@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,7 @@ class TinyRun:
     """Sixty steps of a BERT classifier on rows of unequal weight, to be taken on any devices."""
 
     def __init__(self) -> None:
-        quiet: dict[str, Any] = {"dropout": 0.0, "attention_dropout": 0.0}
-        config = models.BertConfig(vocab_size=50, width=16, layers=2, heads=2, mlp_width=32, positions=12, **quiet)
+        config = models.BertConfig(vocab_size=50, width=16, layers=2, heads=2, mlp_width=32, positions=12)
         self.objective = objectives.classification(
             models.build(config, "classification", classes=3), class_weights=(0.1, 1.0, 10.0)
         )
@@ -112,8 +112,8 @@ class TinyRun:
 
     def _step(self, layout: tuple[int, int], mesh: Any) -> Any:
         if layout not in self.compiled:
-            step = train.make_step(self.objective, self.optimizer, trainable=self.trainable)
-            self.compiled[layout] = train.jit_step(step, mesh, smallest=SMALLEST)
+            make = partial(train.make_step, self.objective, self.optimizer, trainable=self.trainable)
+            self.compiled[layout] = train.compile_step(make, mesh, smallest=SMALLEST)
         return self.compiled[layout]
 
 

@@ -54,7 +54,7 @@ class Embeddings(nn.Module):
         masked = batch.get("masked")
         if masked is not None:
             patches = jnp.where(self._checked(masked, patches)[..., None], self.mask_token, patches)
-        first = jnp.broadcast_to(self.cls_token, (len(images), 1, config.width))
+        first = jnp.broadcast_to(self.cls_token, (images.shape[0], 1, config.width))
         x = jnp.concatenate([first, patches], axis=1)
         if config.absolute_positions:
             x = x + resize_positions(self.positions, config.grid, window_of(images, config))
@@ -98,7 +98,7 @@ class BiasedAttention(nn.Module):
         heads = self.config.heads
         by_head = (*x.shape[:-1], heads, self.config.width // heads)
         q, k, v = (project(x).reshape(by_head) for project in (self.query, self.key, self.value))
-        everything = jnp.ones((len(x), 1, x.shape[1]), bool)
+        everything = jnp.ones((x.shape[0], 1, x.shape[1]), bool)
         put_attention(self, q, k, v, everything, bias=bias)
         drop = partial(self.drop, active=True) if active and self.config.attention_dropout > 0 else None
         return self.output(attend(q, k, v, everything, bias=bias, drop=drop).reshape(x.shape))

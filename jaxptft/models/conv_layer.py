@@ -38,8 +38,8 @@ class ConvLayer(nn.Module):
             x = conv(x)
         else:
             dense = nn.Dense(self.outputs, use_bias=bias, dtype=dtype, kernel_init=start, name="dense")
-            x = dense(x.reshape(len(x), -1))
-            x = x.reshape(len(x), *self.shape) if self.shape else x
+            x = dense(x.reshape(x.shape[0], -1))
+            x = x.reshape(x.shape[0], *self.shape) if self.shape else x
         if self.last:
             return x
         if config.norm == "layer":

@@ -187,7 +187,8 @@ class Gpt2(nn.Module):
             return hidden
         put(self, "hidden", hidden)
         length = hidden.shape[1]
-        mask = attention_mask(batch, (len(hidden), length)) & jnp.tril(jnp.ones((length, length), bool))
+        place = jnp.arange(length)
+        mask = attention_mask(batch, hidden.shape[:2]) & (place[:, None] >= place)
         places = [
             Place(self.layer[index], train and index >= (self.frozen_layers or 0))
             for index in range(start or 0, min(stop, layers))

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from jaxptft.models.outputs import put_attention
@@ -90,9 +91,15 @@ def _draws(rng: Key[Array, ""], shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     Threefry, which JAX's own draws come from, is a cipher, and on CPU 15 times slower: it was a tenth of a training
     step. To drop elements a mixer of good avalanche is enough: murmur3's scheme with the constants of C. Wellons'
     search for low bias (https://nullprogram.com/blog/2018/07/31/, "lowbias32"), keyed before each multiplication.
+
+    Where the rows, the first axis, are split over devices by a mapped axis `data`, elements are numbered through the
+    rows of all, so that devices with one key draw what one device would.
     """
     keys = jax.random.bits(rng, (3,), "uint32")
-    x = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape) ^ keys[0]
+    number = jnp.arange(math.prod(shape), dtype=jnp.uint32)
+    if "data" in jax.sharding.get_abstract_mesh().manual_axes:
+        number += jax.lax.axis_index("data").astype(jnp.uint32) * np.uint32(number.size)
+    x = number.reshape(shape) ^ keys[0]
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D) ^ keys[1]
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B) ^ keys[2]
     return x ^ (x >> 16)

@@ -47,7 +47,7 @@ class PatchProjection(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         rows, columns = images.shape[1] // tall, images.shape[2] // wide
         pixels = images.reshape(-1, rows, tall, columns, wide, channels).swapaxes(2, 3)
-        pixels = pixels.reshape(len(images), rows * columns, tall * wide * channels)
+        pixels = pixels.reshape(images.shape[0], rows * columns, tall * wide * channels)
         if keep is not None:
             pixels = jnp.take_along_axis(pixels, keep[..., None], axis=1)
         flat = pixels.reshape(-1, pixels.shape[-1]).astype(self.dtype)
@@ -86,7 +86,7 @@ class Embeddings(nn.Module):
         table = jax.lax.stop_gradient(self.positions) if config.fixed_positions else self.positions
         table = resize_positions(table, config.grid, wanted)
         patches = self.patch(images, keep) + (table[1:] if keep is None else table[1:][keep])
-        first = jnp.broadcast_to(self.cls_token + table[:1], (len(images), 1, config.width))
+        first = jnp.broadcast_to(self.cls_token + table[:1], (images.shape[0], 1, config.width))
         return self.drop(jnp.concatenate([first, patches], axis=1), active=active)
 
 
@@ -128,7 +128,7 @@ class Layer(nn.Module):
         self.drop = Dropout(config.dropout)
 
     def __call__(self, x: Float[Array, "batch length width"], *, active: bool) -> Float[Array, "batch length width"]:
-        everything = jnp.ones((len(x), 1, x.shape[1]), bool)
+        everything = jnp.ones((x.shape[0], 1, x.shape[1]), bool)
         x = x + self.drop(self.attention(self.attention_norm(x), everything, active=active), active=active)
         return x + self.drop(self.mlp(self.mlp_norm(x)), active=active)
 

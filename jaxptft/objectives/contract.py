@@ -129,8 +129,15 @@ def total_loss(terms: Terms) -> Float[Array, ""]:
 
 
 def slice_rng(rng: PRNGKeyArray, batch: Batch) -> PRNGKeyArray:
-    """A key for dropout: `rng` folded with the first example id of this slice of the batch."""
-    return jax.random.fold_in(rng, batch["ids"].reshape(-1)[0].astype(jnp.uint32))
+    """A key for dropout: `rng` folded with the first example id of this slice of the batch.
+
+    Where the slice is split over devices by a mapped axis `data`, all have the key of its first row, and a model's
+    dropout goes by the place among the rows of all: so it is that of one device.
+    """
+    first = batch["ids"].reshape(-1)[0].astype(jnp.uint32)
+    if "data" in jax.sharding.get_abstract_mesh().manual_axes:
+        first = jax.lax.psum(jnp.where(jax.lax.axis_index("data") == 0, first, 0), "data")
+    return jax.random.fold_in(rng, first)
 
 
 def _normalise(returned, state):

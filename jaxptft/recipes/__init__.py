@@ -29,6 +29,12 @@ COMMANDS = {
     "checkpoints": Command("jaxptft.recipes.checkpoints", "Config", "run", "list a run's checkpoints, and verify them"),
     "evaluate": Command("jaxptft.recipes.evaluate", "Config", "run", "evaluate a fine-tuned model on labelled rows"),
     "predict": Command("jaxptft.recipes.predict", "Config", "run", "predict each row of a file"),
+    "export": Command(
+        "jaxptft.recipes.export",
+        "Config",
+        "run",
+        "a model as a program, an ONNX graph, a Hugging Face folder or msgpack",
+    ),
     "embed": Command("jaxptft.recipes.embed", "Config", "run", "the vector of each row, text or image, in a file"),
     "probe": Command(
         "jaxptft.recipes.probe", "Config", "run", "linear probe and nearest neighbours on frozen features"

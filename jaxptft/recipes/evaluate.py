@@ -17,7 +17,7 @@ class Config(Settings):
     """Evaluate a fine-tuned model on labelled rows: jaxptft evaluate MODEL --data FILE"""
 
     model: tyro.conf.Positional[str]
-    """a run folder, a Hugging Face folder, a converted folder, or a name on the hub"""
+    """a run folder, a Hugging Face folder, a converted folder, an exported program, or a name on the hub"""
     data: str
     """labelled rows, as `finetune --train` takes them"""
     out: Path | None = None
@@ -50,7 +50,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> reports.Report
     Raises ValueError when the model has no head of a task, a value is of another task, or a row does not fit.
     """
     from jaxptft import data
-    from jaxptft.recipes.inference import Opened
+    from jaxptft.recipes.exported import open_any
     from jaxptft.recipes.runtime import keep_compiled_programs
     from jaxptft.recipes.tasks import module_of
     from jaxptft.recipes.tasks.options import refuse_unused
@@ -58,7 +58,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> reports.Report
     if config.out is not None and config.out.exists():
         raise FileExistsError(f"{config.out} exists; choose another --out")
     keep_compiled_programs()
-    opened = Opened(config.model, family=config.family, allow_bin=config.allow_bin)
+    opened = open_any(config.model, family=config.family, allow_bin=config.allow_bin)
     if opened.preprocessing is None:
         data.refuse_absent_split(config.data, config.split)
     refuse_unused(config, opened.task)

@@ -30,6 +30,7 @@ class Opened:
 
     def __init__(self, model: str | Path, *, family: str | None = None, allow_bin: bool = False):
         folder, checkpoint = open_model(model, family=family, allow_bin=allow_bin)
+        self.checkpoint = checkpoint
         self.source, self.config, self.params = str(model), checkpoint.config, checkpoint.params
         self.fields: Mapping[str, Any] = checkpoint.extras.fields
         self.settings = settings_of(self.fields)

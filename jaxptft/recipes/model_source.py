@@ -9,6 +9,7 @@ from jaxptft.convert.families import FAMILIES
 from jaxptft.convert.hf_config import read_json
 from jaxptft.convert.native import DESCRIPTION
 from jaxptft.data.cache import fingerprint
+from jaxptft.export import runner
 from jaxptft.recipes.training_settings import LAYER_RUN
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.bin", "*.msgpack"]
@@ -25,6 +26,8 @@ def locate(model: str | Path) -> Path:
         return folder / "model"
     if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is a run that has no model/ yet; finish it with --resume")
+    if (folder / "export.json").is_file() and (folder / runner.DESCRIPTION).is_file():
+        raise FileNotFoundError(f"{folder} is an export, to be asked alone; give the model that it was made from")
     if (folder / "config.json").is_file() or (folder / DESCRIPTION).is_file():
         return folder
     if folder.exists():

@@ -16,7 +16,7 @@ class Config(Settings):
     """Predict each row: jaxptft predict MODEL --data FILE --out FILE"""
 
     model: tyro.conf.Positional[str]
-    """a run folder, a Hugging Face folder, a converted folder, or a name on the hub"""
+    """a run folder, a Hugging Face folder, a converted folder, an exported program, or a name on the hub"""
     data: str
     """rows as the model was fine-tuned on; labels are not needed and not read"""
     out: Path
@@ -46,7 +46,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
     ValueError when a value is of another task than the model's.
     """
     from jaxptft import data
-    from jaxptft.recipes.inference import Opened
+    from jaxptft.recipes.exported import open_any
     from jaxptft.recipes.runtime import keep_compiled_programs
     from jaxptft.recipes.tasks import module_of
     from jaxptft.recipes.tasks.options import refuse_unused
@@ -58,7 +58,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
     if config.out.exists() and config.out.resolve() == Path(config.data).resolve():
         raise ValueError(f"--out and --data are both {config.out}; choose another --out")
     keep_compiled_programs()
-    opened = Opened(config.model, family=config.family, allow_bin=config.allow_bin)
+    opened = open_any(config.model, family=config.family, allow_bin=config.allow_bin)
     if opened.preprocessing is None:
         data.refuse_absent_split(config.data, config.split)
     refuse_unused(config, opened.task)

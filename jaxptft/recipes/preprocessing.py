@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jaxptft.augment import View, center_crop, compose, plain
+from jaxptft.augment import View, center_crop, compose, normalise, plain, to_float
 from jaxptft.convert.hf_config import read_json
 
 FILE = "preprocessor_config.json"
@@ -46,6 +46,14 @@ class Preprocessing(NamedTuple):
         """From bytes to what the model reads."""
         seen = plain(mean=self.mean, std=self.std)
         return seen if self.stored_size == self.size else compose(center_crop(self.size), seen)
+
+    def prepare(self, image: Any) -> Any:
+        """What `view` makes of an image, without a key, which nothing here draws from."""
+        crop = () if self.stored_size == self.size else (center_crop(self.size),)
+        key: Any = None
+        for step in (to_float(), *crop, normalise(self.mean, self.std)):
+            image = step(key, image)
+        return image
 
 
 def usual(size: tuple[int, int], channels: int) -> Preprocessing:

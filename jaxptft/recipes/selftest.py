@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -141,18 +142,18 @@ def check_strategies(folder: Path, limit: float) -> str:
         for name, (used, options) in {
             "one device": (devices[:1], {}),
             "all devices": (devices, {}),
-            "pmap": (devices, {"axis_name": "data"}),
+            "pmap": (devices, {}),
             "state cut over all": (devices, {}),
             "two micro-steps": (devices[:1], {"accumulate": 2}),
         }.items():
             state = train.create_state(objective, optimizer, params, batch, trainable=everything, rng=jax.random.key(1))
-            step = train.make_step(objective, optimizer, trainable=everything, **options)
+            make = partial(train.make_step, objective, optimizer, trainable=everything, **options)
             if name == "pmap":
-                state, metrics = train.pmap_step(step, devices=used)(state, None, batch)
+                state, metrics = train.pmap_step(make(axis_name="data"), devices=used)(state, None, batch)
             else:
                 mesh = train.make_mesh(used, fsdp=len(used) if name == "state cut over all" else 1)
                 placed = train.spread(state, mesh, smallest=300), None, train.shard(batch, mesh)
-                state, metrics = train.jit_step(step, mesh, smallest=300)(*placed)
+                state, metrics = train.compile_step(make, mesh, smallest=300)(*placed)
             if float(metrics["skipped"].total):
                 raise Failed(f"{name}: the loss or its gradient is not finite")
             leaves = zip(jax.tree.leaves(params), jax.tree.leaves(state.params), strict=True)

@@ -305,7 +305,6 @@ class Training:
         }
 
     def _stages(self) -> list[train.Stage]:
-        axis_name = "data" if self.config.parallel == "pmap" else None
         stages = []
         for begin, objective in self._objectives.items():
             mask = self.plan.stages[begin]
@@ -313,27 +312,29 @@ class Training:
                 "unfrozen": training_plan.unfrozen_at(self.plan, begin),
                 "trainable_parameters": training_plan.count_trainable(self.state.params, mask),
             }
-            compiled = self._part(("step", begin), partial(self._compiled, objective, mask, axis_name))
+            compiled = self._part(("step", begin), partial(self._compiled, objective, mask))
             stages.append(train.Stage(begin, compiled, facts))
         return stages
 
-    def _compiled(self, objective: Objective, mask: Any, axis_name: str | None) -> Any:
-        taken: dict[str, Any] = {"trainable": mask, "accumulate": self.config.accumulate, "axis_name": axis_name}
-        if self._program is None:
-            step = train.make_step(objective, self.optimizer, **taken)
-            if axis_name is not None:
-                return train.pmap_step(step, axis_name=axis_name, devices=list(self.mesh.devices.flat))
-            return train.jit_step(step, self.mesh, together=self._together)
-        assert self._objective_with is not None
-        with_dials = self._objective_with
+    def _compiled(self, objective: Objective, mask: Any) -> Any:
+        def make(axis_name: str | None) -> Any:
+            taken: dict[str, Any] = {"trainable": mask, "accumulate": self.config.accumulate, "axis_name": axis_name}
+            if self._program is None:
+                return train.make_step(objective, self.optimizer, **taken)
+            assert self._objective_with is not None
+            with_dials = self._objective_with
 
-        def step_with_dials(state: train.State, constants: Any, batch: Any) -> Any:
-            dials, shared = constants
-            _, optimizer = self._make_optimizer(turned(self.config, dials), self.schedule.steps)
-            return train.make_step(with_dials(mask, dials), optimizer, **taken)(state, shared, batch)
+            def step_with_dials(state: train.State, constants: Any, batch: Any) -> Any:
+                dials, shared = constants
+                _, optimizer = self._make_optimizer(turned(self.config, dials), self.schedule.steps)
+                return train.make_step(with_dials(mask, dials), optimizer, **taken)(state, shared, batch)
 
-        compile_ = train.jit_step if self._program.beside is None else self._program.beside.step
-        return compile_(step_with_dials, self.mesh, together=self._together)
+            return step_with_dials
+
+        if self.config.parallel == "pmap":
+            return train.pmap_step(make(axis_name="data"), axis_name="data", devices=list(self.mesh.devices.flat))
+        beside = None if self._program is None else self._program.beside
+        return (train.compile_step if beside is None else beside.step)(make, self.mesh, together=self._together)
 
     def _own_constants(self) -> Any:
         """What a step of a program that is shared takes: the dials of this run, and the constants."""

@@ -5,6 +5,7 @@ another machine it may differ in the last bits; a run that is stopped before it 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -64,7 +65,7 @@ def learn_words(
         optimizer = optim.adamw(rate, weight_decay=0.0)
         state = train.create_state(objective, optimizer, params, first, trainable=trainable, rng=rngs[1])
         state = train.replicate(state, mesh)
-        step = train.jit_step(train.make_step(objective, optimizer, trainable=trainable), mesh)
+        step = train.compile_step(partial(train.make_step, objective, optimizer, trainable=trainable), mesh)
         metrics: dict[str, Any] = {}
         for number in range(steps):
             stop.raise_if_set()

@@ -8,9 +8,12 @@ from jaxptft.train.fisher import diagonal_fisher, drawn_labels
 from jaxptft.train.journal import Journal
 from jaxptft.train.loop import Best, LoopState, Schedule, Stage, fit
 from jaxptft.train.parallel import (
+    axis_of,
+    compile_step,
     jit_step,
     made_spread,
     make_mesh,
+    mapped_step,
     own_rows,
     pad_rows,
     pmap_step,
@@ -56,6 +59,8 @@ __all__ = [
     "Stopped",
     "Together",
     "Watchdog",
+    "axis_of",
+    "compile_step",
     "connect",
     "copied_to_host",
     "create_state",
@@ -71,6 +76,7 @@ __all__ = [
     "make_evaluator",
     "make_mesh",
     "make_step",
+    "mapped_step",
     "missing_processes",
     "newest_whole",
     "own_rows",

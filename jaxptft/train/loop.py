@@ -132,7 +132,7 @@ def fit(
             the count is of the others.
         place: puts a batch where the step wants it.
         together: how many steps are taken in one dispatch at most. Above 1 the steps must be of `several` (as
-            `jit_step` makes them) and `place` gets a list of batches, for `shard_together`.
+            `compile_step` makes them) and `place` gets a list of batches, for `shard_together`.
         longest: seconds that a dispatch of several steps may last: as few are taken as their pace demands, the first
             alone. Of several processes each would choose for itself, so there it must be None, for any time.
         ahead: how many dispatches' batches are read ahead of them, by a thread.

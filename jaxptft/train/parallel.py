@@ -1,9 +1,13 @@
 """The same step on one device or many, of one process or several.
 
-Global-view `jit` over a mesh is the default: the batch is sharded by rows over both axes, `data` and `fsdp`, and
-whatever looks across the batch is global by itself. State is whole on each device along `data`; along `fsdp` its large
-arrays are cut, each device holding a part, and gathered where they are used (fully sharded data parallelism: ZeRO,
-https://arxiv.org/abs/1910.02054, stage 3). `pmap_step` is an adapter over the same step for code built on `pmap`.
+A mesh has the axes `data` and `fsdp`, and a batch is split by rows over both. State is whole on each device along
+`data`; along `fsdp` its large arrays are cut, each device holding a part, and gathered where they are used (fully
+sharded data parallelism: ZeRO, https://arxiv.org/abs/1910.02054, stage 3).
+
+Under global-view `jit` (`jit_step`) whatever looks across the batch is global by itself, and XLA finds what has to
+cross devices; it sums the gradient of each use of a leaf, that of a tied table twice. Where each device has the whole
+state `mapped_step` gives it rows of its own instead, and what crosses is what the step says, the gradient once.
+`compile_step` takes the one or the other. `pmap_step` is an adapter over the same step for code built on `pmap`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,8 +48,8 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def spread(tree: PyTree, mesh: Mesh, *, smallest: int = SMALLEST) -> PyTree:
-    """A state, parameters or constants as `jit_step` wants them: leaves of `smallest` elements or more are cut along
-    `fsdp`, the others are whole on each device."""
+    """A state, parameters or constants as `compile_step` wants them: leaves of `smallest` elements or more are cut
+    along `fsdp`, the others are whole on each device."""
     return jax.tree.map(put, tree, spread_shardings(tree, mesh, smallest=smallest))
 
 
@@ -91,13 +95,17 @@ def shard(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def shard_together(batches: Sequence[Batch], mesh: Mesh, most: int) -> Together:
-    """The batches of up to `most` steps, of one shape, as `jit_step` with `together=most` takes them."""
-    found, places = stack([pad_rows(batch, mesh.size) for batch in batches], most), _places_together(mesh)
-    return Together(jax.tree.map(lambda leaf: put(leaf, places[0]), found.batches), put(found.count, places[1]))
+    """The batches of up to `most` steps, of one shape, as `compile_step` with `together=most` takes them."""
+    found = stack([pad_rows(batch, mesh.size) for batch in batches], most)
+    places: Any = jax.tree.map(lambda spec: NamedSharding(mesh, spec), batch_specs(most))
+    return Together(jax.tree.map(lambda leaf: put(leaf, places.batches), found.batches), put(found.count, places.count))
 
 
-def _places_together(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
-    return NamedSharding(mesh, PartitionSpec(None, (DATA, FSDP))), NamedSharding(mesh, PartitionSpec())
+def batch_specs(together: int) -> Any:
+    """How what a step is given is split: its rows over all devices, be it one batch or those of several steps."""
+    if together == 1:
+        return PartitionSpec((DATA, FSDP))
+    return Together(PartitionSpec(None, (DATA, FSDP)), PartitionSpec())  # pyright: ignore[reportArgumentType]
 
 
 def own_rows(rows: int, mesh: Mesh) -> Int[np.ndarray, " rows"]:
@@ -143,6 +151,20 @@ def pad_rows(batch: Batch, multiple: int) -> Batch:
     return padded
 
 
+def axis_of(mesh: Mesh) -> str | None:
+    """The `axis_name` of a step on this mesh: that of `mapped_step` where several devices have the state whole."""
+    return DATA if mesh.size > 1 and mesh.shape[FSDP] == 1 else None
+
+
+def compile_step(make: Callable[..., Step], mesh: Mesh, *, smallest: int = SMALLEST, together: int = 1) -> Step:
+    """The step that `make(axis_name=...)` gives, compiled for a mesh: by `mapped_step` where several devices have the
+    state whole, else by `jit_step`, which says what it takes."""
+    axis_name = axis_of(mesh)
+    if axis_name is None:
+        return jit_step(make(axis_name=None), mesh, smallest=smallest, together=together)
+    return mapped_step(make(axis_name=axis_name), mesh, together=together)
+
+
 def jit_step(step: Step, mesh: Mesh, *, smallest: int = SMALLEST, together: int = 1) -> Step:
     """The step compiled for a mesh, the state donated: state and constants lie as `spread` puts them, the batch by
     rows. `smallest` must be what they were spread with.
@@ -153,9 +175,7 @@ def jit_step(step: Step, mesh: Mesh, *, smallest: int = SMALLEST, together: int 
     run: Any = step if together == 1 else several(step, together)
     whole = NamedSharding(mesh, PartitionSpec())
     if mesh.shape[FSDP] == 1:
-        rows: Any = NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
-        if together > 1:
-            rows = Together(*_places_together(mesh))  # pyright: ignore[reportArgumentType]
+        rows = jax.tree.map(lambda spec: NamedSharding(mesh, spec), batch_specs(together))
         return jax.jit(run, in_shardings=(whole, whole, rows), out_shardings=(whole, whole), donate_argnums=0)
 
     def constrained(tree: PyTree) -> PyTree:
@@ -167,6 +187,35 @@ def jit_step(step: Step, mesh: Mesh, *, smallest: int = SMALLEST, together: int 
 
     # What comes in is committed, so it says itself how it lies.
     return jax.jit(spread_step, out_shardings=(None, whole), donate_argnums=0)
+
+
+def mapped_step(step: Step, mesh: Mesh, *, together: int = 1) -> Step:
+    """As `jit_step`, of a step that was made with `axis_name="data"`: every device takes it on rows of its own.
+
+    What the objective carries and what it measures must come back equal on every device, as under `pmap`. ValueError
+    where the mesh cuts the state.
+    """
+    if mesh.shape[FSDP] > 1:
+        raise ValueError(f"the mesh cuts the state over {mesh.shape[FSDP]} devices; give this step to jit_step")
+    run: Any = step if together == 1 else several(step, together)
+    specs = PartitionSpec(), PartitionSpec(), batch_specs(together)
+    places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    mapped = on_own_rows(run, mesh, specs[-1])
+    return jax.jit(mapped, in_shardings=places, out_shardings=places[0], donate_argnums=0)
+
+
+def on_own_rows(run: Callable[..., Any], mesh: Mesh, rows: Any) -> Callable[..., Any]:
+    """`run(*trees, batch)` on every device at once, of the batch the part that `rows` gives it, of the trees all.
+
+    What it returns must be equal on all of them.
+    """
+
+    def mapped(*arguments: Any) -> Any:
+        specs = (*(PartitionSpec() for _ in arguments[1:]), rows)
+        # With the check every use of a leaf that is whole on each device has its gradient summed for itself.
+        return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)(*arguments)
+
+    return mapped
 
 
 def pmap_step(step: Step, *, axis_name: str = DATA, devices: Sequence[Any] | None = None) -> Step:

@@ -6,7 +6,7 @@ steps of those together whose batches have one shape.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 
 from jaxptft.objectives import Batch, Mean
 from jaxptft.train.dispatch import Together, several
+from jaxptft.train.parallel import axis_of, batch_specs, on_own_rows
 from jaxptft.train.state import State
 from jaxptft.train.step import Step
 
@@ -45,14 +46,15 @@ class SideBySide:
         self._met = threading.Condition()
         self._programs: dict[Any, Any] = {}
 
-    def step(self, step: Step, mesh: Mesh, *, together: int = 1) -> Step:
-        """`step`, compiled for however many runs ask for it at once, in the place of `jit_step`'s.
+    def step(self, make: Callable[..., Step], mesh: Mesh, *, together: int = 1) -> Step:
+        """The step that `make(axis_name=...)` gives, compiled for however many runs ask for it at once, in the place of
+        `compile_step`'s.
 
         Every run must be given what one call of this returns. Its first constants, `constants[0]`, are each run's own;
         all others, `constants[1:]`, must be equal in all runs. With `together` above 1 it takes up to so many steps of
         each, on what `shard_together` gives. State is whole on every device.
         """
-        program = _compiled(step, mesh, together)
+        program = _compiled(make(axis_name=axis_of(mesh)), mesh, together)
 
         def run(state: State, constants: PyTree, batch: Any) -> tuple[State, dict[str, Mean]]:
             return self._meet(_Asked((id(run), _kind(batch)), (state, constants, batch)), program)
@@ -110,7 +112,6 @@ def _kind(batch: Any) -> Any:
 def _compiled(step: Step, mesh: Mesh, together: int) -> Any:
     run: Any = step if together == 1 else several(step, together)
     batch_axes: Any = 0 if together == 1 else Together(0, None)  # pyright: ignore[reportArgumentType]
-    whole = NamedSharding(mesh, PartitionSpec())
 
     def all_of_them(states: Sequence[State], own: Sequence[PyTree], shared: PyTree, batches: Sequence[Batch]) -> Any:
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
@@ -120,7 +121,12 @@ def _compiled(step: Step, mesh: Mesh, together: int) -> Any:
         found = jax.vmap(one, in_axes=(0, 0, batch_axes))(_stacked(states), _stacked(own), stacked)
         return [jax.tree.map(lambda leaf: leaf[place], found) for place in range(len(states))]  # noqa: B023
 
-    compiled = jax.jit(all_of_them, out_shardings=whole, donate_argnums=0)
+    def placed(*trees: Any) -> Any:
+        if axis_of(mesh) is None:
+            return all_of_them(*trees)
+        return on_own_rows(all_of_them, mesh, [batch_specs(together)] * len(trees[-1]))(*trees)
+
+    compiled = jax.jit(placed, out_shardings=NamedSharding(mesh, PartitionSpec()), donate_argnums=0)
 
     def call(asked: Sequence[tuple[State, PyTree, Any]]) -> Sequence[tuple[State, dict[str, Mean]]]:
         states, constants, batches = (list(part) for part in zip(*asked, strict=True))

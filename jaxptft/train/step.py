@@ -32,7 +32,7 @@ def make_step(
     axis_name: str | None = None,
     accumulate_coupled: bool = False,
 ) -> Step:
-    """`(state, constants, batch) -> (state, metrics)`, to be given to `jit_step` or `pmap_step`.
+    """`(state, constants, batch) -> (state, metrics)`, to be given to `jit_step`, `mapped_step` or `pmap_step`.
 
     Only the leaves that `trainable` marks are differentiated: for a frozen leaf no gradient, no moment and no update
     exists. A step whose loss or gradient norm is not finite changes nothing but the step number, and is counted in the
@@ -41,7 +41,7 @@ def make_step(
     Args:
         trainable: True at each leaf of params that learns.
         accumulate: micro-steps a step; the batch is cut into strided slices, so it must divide by this.
-        axis_name: the mapped axis under `pmap` or `shard_map`; None under global-view `jit`.
+        axis_name: the mapped axis under `mapped_step`, `pmap` or `shard_map`; None under global-view `jit`.
         accumulate_coupled: allow micro-steps where examples interact (each micro-step then sees only its own).
 
     The metrics are the objective's, plus `loss` (all terms), `NAME/loss` for each term, `grad_norm` (before clipping),

@@ -1,6 +1,7 @@
 """Autoencoders of all kinds and adversarial networks: against torch, and on eight devices as on one."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -229,17 +230,12 @@ def together(quick):
 
     def after(devices, kind):
         mesh = train.make_mesh(jax.devices()[:devices])
-        step = train.make_step(
-            objective, optax.sgd(1.0), trainable=learnt, axis_name="data" if kind == "pmap" else None
-        )
+        axis = "data" if kind == "mapped" else None
+        step = train.make_step(objective, optax.sgd(1.0), trainable=learnt, axis_name=axis)
         state = train.create_state(objective, optax.sgd(1.0), params, batch, trainable=learnt, rng=jax.random.key(2))
-        if kind == "pmap":
-            run, placed = train.pmap_step(step, devices=jax.devices()[:devices]), batch
-        else:
-            run, placed = train.jit_step(step, mesh), train.shard(batch, mesh)
-        given = (train.replicate(state, mesh), train.replicate(objective.constants, mesh), placed)
-        if kind == "jit":
-            run = run.lower(*given).compile(compiler_options={"xla_backend_optimization_level": 0})
+        run: Any = (train.mapped_step if kind == "mapped" else train.jit_step)(step, mesh)
+        given = (train.replicate(state, mesh), train.replicate(objective.constants, mesh), train.shard(batch, mesh))
+        run = run.lower(*given).compile(compiler_options={"xla_backend_optimization_level": 0})
         state, metrics = run(*given)
         moved = jax.tree.map(lambda new, old: np.asarray(new) - np.asarray(old), state.params, params)
         values = {name: float(mean.value()) for name, mean in jax.device_get(metrics).items()}
@@ -248,7 +244,7 @@ def together(quick):
     return SimpleNamespace(after=after, alone=after(1, "jit"))
 
 
-@pytest.mark.parametrize("kind", ["jit", "pmap"])
+@pytest.mark.parametrize("kind", ["jit", "mapped"])
 def test_losses_gradient_and_statistics_on_eight_devices_equal_one_devices(together, kind):
     alone, eight = together.alone, together.after(8, kind)
     assert alone.metrics["skipped"] == 0

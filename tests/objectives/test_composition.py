@@ -99,7 +99,7 @@ def test_loss_and_gradient_are_the_weighted_sums_of_the_parts(parts):
     assert_trees_all_close(gradient, summed, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("devices, accumulate, kind", [(8, 1, "jit"), (1, 4, "jit"), (8, 1, "pmap")])
+@pytest.mark.parametrize("devices, accumulate, kind", [(8, 1, "jit"), (1, 4, "jit"), (8, 1, "mapped")])
 @pytest.mark.slow
 def test_one_step_is_the_same_on_one_device_on_eight_and_in_micro_steps(parts, devices, accumulate, kind):
     """SGD at rate 1: what the parameters move by is the gradient."""
@@ -110,14 +110,12 @@ def test_one_step_is_the_same_on_one_device_on_eight_and_in_micro_steps(parts, d
 
     def after(devices, accumulate, kind):
         mesh = train.make_mesh(jax.devices()[:devices])
-        axis = "data" if kind == "pmap" else None
+        axis = "data" if kind == "mapped" else None
         step = train.make_step(whole, optimizer, trainable=everything, accumulate=accumulate, axis_name=axis)
         state = train.create_state(whole, optimizer, params, batch, trainable=everything, rng=jax.random.key(2))
-        if kind == "pmap":
-            run, placed = train.pmap_step(step, axis_name="data", devices=jax.devices()[:devices]), batch
-        else:
-            run, placed = train.jit_step(step, mesh), train.shard(batch, mesh)
-        state, metrics = run(train.replicate(state, mesh), train.replicate(whole.constants, mesh), placed)
+        run = (train.mapped_step if kind == "mapped" else train.jit_step)(step, mesh)
+        given = (train.replicate(state, mesh), train.replicate(whole.constants, mesh), train.shard(batch, mesh))
+        state, metrics = run(*given)
         return jax.device_get(state.params), float(metrics["loss"].total)
 
     (moved, loss), (expected, alone) = after(devices, accumulate, kind), after(1, 1, "jit")

@@ -124,18 +124,19 @@ def test_the_combination_is_the_weighted_sum_of_its_parts(whole, params, batch, 
     np.testing.assert_allclose(metrics["dann/dann/accuracy"], np.concatenate(accuracy).mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["jit", "pmap"])
+@pytest.mark.parametrize("kind", ["jit", "mapped"])
 def test_eight_devices_give_the_loss_and_gradient_of_one(gradient_of, whole, kind, quick):
     mesh = train.make_mesh()
     assert mesh.size == 8
-    if kind == "pmap":
-        found = gradient_of(compiled=train.pmap_step, axis_name=DATA)
-    else:
-        everywhere, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(DATA))
-        found = gradient_of(
-            compiled=partial(quick, in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere),
-            place=lambda state, batch: (train.replicate(state, mesh), train.shard(batch, mesh)),
-        )
+    everywhere, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(DATA))
+    compiled = partial(quick, in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere)
+    if kind == "mapped":
+        compiled = partial(train.mapped_step, mesh=mesh)
+    found = gradient_of(
+        compiled=compiled,
+        place=lambda state, batch: (train.replicate(state, mesh), train.shard(batch, mesh)),
+        axis_name=DATA if kind == "mapped" else None,
+    )
     chex.assert_trees_all_close(found[0], whole[0], rtol=1e-4, atol=2e-6)
     assert found[1] == pytest.approx(whole[1], rel=1e-5)
 

@@ -108,5 +108,18 @@ def test_rows_of_a_device_share_their_places_and_nothing_else_crosses(gradient_o
     assert moves[0] == moves[1]
 
 
+def test_devices_that_map_the_step_take_micro_steps_of_their_own_rows(gradient_of, objective_of, text, whole):
+    mesh = train.make_mesh()
+    found = gradient_of(
+        text.unpacked(12, rows=32),  # four rows a device
+        compiled=lambda step: train.mapped_step(step, mesh),
+        place=lambda state, batch: (train.replicate(state, mesh), train.shard(batch, mesh)),
+        objective=objective_of(group=2),
+        accumulate=2,
+        axis_name="data",
+    )
+    assert_same(found, whole)
+
+
 def test_packed_rows(gradient_of, text, whole):
     assert_same(gradient_of(text.packed), whole)

@@ -1,6 +1,7 @@
 """SimCLR, MoCo and BYOL: against losses written by hand, on one device and on eight, and what their states become."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ def together(quick):
     everything = jax.tree_util.tree_map_with_path(lambda path, _: "running" not in str(path), params)
 
     def after(devices, kind):
-        axis = "data" if kind == "pmap" else None
+        axis = "data" if kind == "mapped" else None
         mesh = train.make_mesh(jax.devices()[:devices])
         optimizer = optax.sgd(1.0)
         step = train.make_step(objective, optimizer, trainable=everything, axis_name=axis)
@@ -86,13 +87,9 @@ def together(quick):
         held = state.objective_state
         for name in ("moco_v2", "moco_v3", "byol"):
             held[name]["target"] = apart(held[name]["target"])
-        if kind == "pmap":
-            run, placed = train.pmap_step(step, devices=jax.devices()[:devices]), batch
-        else:
-            run, placed = train.jit_step(step, mesh), train.shard(batch, mesh)
-        given = (train.replicate(state, mesh), train.replicate(objective.constants, mesh), placed)
-        if kind == "jit":
-            run = run.lower(*given).compile(compiler_options={"xla_backend_optimization_level": 0})
+        run: Any = (train.mapped_step if kind == "mapped" else train.jit_step)(step, mesh)
+        given = (train.replicate(state, mesh), train.replicate(objective.constants, mesh), train.shard(batch, mesh))
+        run = run.lower(*given).compile(compiler_options={"xla_backend_optimization_level": 0})
         state, metrics = run(*given)
         moved = jax.tree.map(lambda new, old: np.asarray(new) - np.asarray(old), state.params, params)
         values = {name: float(mean.value()) for name, mean in jax.device_get(metrics).items()}
@@ -101,7 +98,7 @@ def together(quick):
     return SimpleNamespace(after=after, alone=after(1, "jit"))
 
 
-@pytest.mark.parametrize("kind", ["jit", "pmap"])
+@pytest.mark.parametrize("kind", ["jit", "mapped"])
 def test_losses_gradient_metrics_and_state_on_eight_devices_equal_one_devices(together, kind):
     alone, eight = together.alone, together.after(8, kind)
     assert alone.metrics["skipped"] == 0

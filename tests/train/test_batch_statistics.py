@@ -83,19 +83,19 @@ def test_a_step_renews_the_state_alone_and_finishing_puts_it_into_the_parameters
     assert np.abs(logits - model.apply(after.params, batch_of(1))).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["jit", "pmap"])
+@pytest.mark.parametrize("kind", ["jit", "mapped"])
 def test_eight_devices_give_what_one_gives(tiny, kind):
     """Loss, gradient (SGD's update) and statistics after two steps, though some devices have no valid row."""
     batches = [batch_of(0), batch_of(1)]
     expected, metrics, _ = tiny.run(tiny.start(), *batches)
-    axis_name = "data" if kind == "pmap" else None
+    axis_name = "data" if kind == "mapped" else None
     step = train.make_step(tiny.objective, tiny.optimizer, trainable=tiny.trainable, axis_name=axis_name)
     mesh = train.make_mesh()
-    run = train.pmap_step(step, axis_name="data") if kind == "pmap" else train.jit_step(step, mesh)
+    run = (train.mapped_step if kind == "mapped" else train.jit_step)(step, mesh)
     state = train.replicate(jax.device_get(tiny.start()._replace(rng=None)), mesh)._replace(rng=jax.random.key(2))
     found = None
     for batch in batches:
-        state, found = run(state, None, batch if kind == "pmap" else train.shard(batch, mesh))
+        state, found = run(state, None, train.shard(batch, mesh))
     assert found is not None
     assert float(found["loss"].total) == pytest.approx(float(metrics["loss"].total), rel=1e-4)
     assert float(found["grad_norm"].total) == pytest.approx(float(metrics["grad_norm"].total), rel=1e-3)

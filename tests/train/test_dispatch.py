@@ -4,6 +4,7 @@ That neither the groups nor an interruption change a bit is in test_loop.py.
 """
 
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -42,12 +43,13 @@ def linear():
         key = jax.random.key(0)
         return train.create_state(objective, optimizer, params, batch_at(0), trainable=trainable, rng=key)
 
-    step = train.make_step(objective, optimizer, trainable=trainable)
-    return SimpleNamespace(first=first, step=step, mesh=train.make_mesh(jax.devices()[:1]))
+    make = partial(train.make_step, objective, optimizer, trainable=trainable)
+    return SimpleNamespace(first=first, make=make, mesh=train.make_mesh(jax.devices()[:1]))
 
 
 def test_one_program_serves_groups_of_every_size(linear):
-    step, state = train.jit_step(linear.step, linear.mesh, together=MOST), train.replicate(linear.first(), linear.mesh)
+    step = train.compile_step(linear.make, linear.mesh, together=MOST)
+    state = train.replicate(linear.first(), linear.mesh)
     for count in (1, 3, 4, 2):
         group = train.shard_together([batch_at(step) for step in range(count)], linear.mesh, MOST)
         state, metrics = step(state, None, group)
@@ -62,7 +64,7 @@ def test_one_program_serves_groups_of_every_size(linear):
 def test_eight_devices_and_fsdp_take_the_same_steps(linear):
     found = []
     for mesh in (linear.mesh, train.make_mesh(), train.make_mesh(fsdp=4)):
-        step = train.jit_step(linear.step, mesh, together=MOST, smallest=1)
+        step = train.compile_step(linear.make, mesh, together=MOST, smallest=1)
         state = train.spread(linear.first(), mesh, smallest=1)
         batches = [{name: leaf[:7] for name, leaf in batch_at(number).items()} for number in range(3)]  # an odd number
         state, metrics = step(state, None, train.shard_together(batches, mesh, MOST))

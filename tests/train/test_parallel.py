@@ -1,9 +1,13 @@
+import math
+import re
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxptft import train
+from jaxptft import models, objectives, optim, train
 from jaxptft.train.parallel import DATA
 
 
@@ -78,6 +82,78 @@ def test_the_gradient_crosses_devices_in_one_all_reduce(tiny):
     assert "all-gather" not in program
     reduces = [line for line in program.splitlines() if " all-reduce(" in line]
     assert len([line for line in reduces if line.count("f32[") > 10]) == 1
+
+
+@pytest.fixture(scope="module")
+def tied():
+    """Masked language modelling by a BERT whose word table is its decoder too, with dropout."""
+    config = models.BertConfig(vocab_size=50, width=16, layers=1, heads=2, mlp_width=24, positions=12, dropout=0.3)
+    special = np.arange(50) < 5
+    tokens = objectives.TokenTable(4, special, ~special)
+    objective = objectives.masked_lm(models.build(config, "masked_lm"), tokens=tokens, capacity=12)
+    rng = np.random.default_rng(0)
+    batch = {
+        "input_ids": rng.integers(5, 50, (16, 12)).astype(np.int32),
+        "attention_mask": (np.arange(12) < rng.integers(2, 13, 16)[:, None]).astype(np.int32),
+        "token_type_ids": np.zeros((16, 12), np.int32),
+        "ids": np.arange(16, dtype=np.int32) + 30,
+        "valid": np.arange(16) < 13,
+    }
+    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    everything = optim.trainable_mask(params, "none")
+    optimizer = optim.adamw(1e-2, clip_norm=1.0)
+    make = partial(train.make_step, objective, optimizer, trainable=everything)
+
+    def given(mesh):
+        state = train.create_state(objective, optimizer, params, batch, trainable=everything, rng=jax.random.key(1))
+        return train.replicate(state, mesh), train.replicate(objective.constants, mesh), train.shard(batch, mesh)
+
+    return make, given
+
+
+def test_a_tied_table_crosses_devices_once(tied):
+    """One reduction of as many numbers as learn, besides scalars, and nothing else; XLA alone would reduce it twice."""
+    make, given = tied
+    mesh = train.make_mesh()
+    arguments = given(mesh)
+    program = train.compile_step(make, mesh).lower(*arguments).compile().as_text()
+    assert not re.search("all-gather|reduce-scatter|collective-permute|all-to-all", program)
+    reduces = re.findall(r" = (\(.*?\)|\S+) all-reduce(?:-start)?\(", program)
+    sizes = [
+        [math.prod(int(axis) for axis in axes.split(",") if axis) for axes in re.findall(r"\w\[([\d,]*)\]", shapes)]
+        for shapes in reduces
+    ]
+    (gradient,) = [own for own in sizes if max(own) > 1]
+    expected = sorted(leaf.size for leaf in jax.tree.leaves(arguments[0].params))
+    assert sorted(size for size in gradient if size > 1) == [size for size in expected if size > 1]
+    assert len(sizes) <= 3  # what is counted, and the first example's id, by which dropout goes
+
+
+def test_eight_devices_that_map_the_step_do_what_one_does_dropout_included(tied):
+    make, given = tied
+    found = []
+    for devices in (1, 8):
+        mesh = train.make_mesh(jax.devices()[:devices])
+        step = train.compile_step(partial(make, accumulate=2), mesh)
+        state, constants, batch = given(mesh)
+        losses = []
+        for _ in range(3):
+            state, metrics = step(state, constants, batch)
+            losses.append(float(metrics["loss"].total))
+        for leaf in jax.tree.leaves((state._replace(rng=None), metrics)):
+            assert len({shard.data.tobytes() for shard in leaf.addressable_shards}) == 1
+        found.append((losses, jax.device_get(state.params)))
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-6)
+    for one, eight in zip(*(jax.tree.leaves(params) for _, params in found), strict=True):
+        np.testing.assert_allclose(eight, one, atol=1e-5)
+
+
+def test_several_devices_map_the_step_unless_they_cut_the_state(tied):
+    assert train.axis_of(train.make_mesh(jax.devices()[:1])) is None
+    assert train.axis_of(train.make_mesh(jax.devices()[:2])) == DATA
+    assert train.axis_of(train.make_mesh(fsdp=2)) is None
+    with pytest.raises(ValueError, match="the mesh cuts the state over 2 devices; give this step to jit_step"):
+        train.mapped_step(tied[0](axis_name=DATA), train.make_mesh(fsdp=2))
 
 
 # Fully sharded data parallelism

@@ -38,20 +38,24 @@ def parts():
     objective = objectives.lift(loss, init=lambda rng, batch: {"w": jnp.zeros(3)})
     mesh, trainable = train.make_mesh(jax.devices()[:1]), {"w": True}
 
-    def step(state, constants, batch):
-        (rate,) = constants
-        return train.make_step(objective, optax.sgd(rate), trainable=trainable)(state, None, batch)
+    def make(axis_name):
+        def step(state, constants, batch):
+            (rate,) = constants
+            inner = train.make_step(objective, optax.sgd(rate), trainable=trainable, axis_name=axis_name)
+            return inner(state, None, batch)
+
+        return step
 
     def first(seed):
         optimizer = optax.sgd(0.1)
         rng = jax.random.key(seed)
         return train.create_state(objective, optimizer, {"w": jnp.zeros(3)}, {}, trainable=trainable, rng=rng)
 
-    return mesh, step, first
+    return mesh, make(None), first, make
 
 
 def go(parts, folder, step, seed, rate, *, together=1, evaluate=lambda state: {"loss": 0.0}, steps=STEPS):
-    mesh, _, first = parts
+    mesh, _, first, *_ = parts
     place = (lambda b: train.shard(b, mesh)) if together == 1 else lambda b: train.shard_together(b, mesh, together)
     state, _ = train.fit(
         step,
@@ -75,9 +79,9 @@ RUNS = [(0, 0.1), (0, 0.01), (1, 0.1), (2, 0.05), (3, 0.02)]
 @pytest.mark.parametrize("together", [1, 4])
 def test_each_run_comes_to_what_it_comes_to_alone(parts, tmp_path, together):
     """Of other rates, data and numbers of steps: one by one they end, and the last one is alone."""
-    mesh, step, _ = parts
+    mesh, step, _, make = parts
     beside = train.SideBySide()
-    shared, alone = beside.step(step, mesh, together=together), train.jit_step(step, mesh, together=together)
+    shared, alone = beside.step(make, mesh, together=together), train.jit_step(step, mesh, together=together)
     beside.expect(len(RUNS))
 
     def one(number):
@@ -101,10 +105,34 @@ def test_each_run_comes_to_what_it_comes_to_alone(parts, tmp_path, together):
     assert len({tuple(np.asarray(w)) for w, _ in found}) == len(RUNS)
 
 
+@pytest.mark.parametrize("together", [1, 4])
+def test_eight_devices_take_the_steps_of_all_runs(parts, tmp_path, together):
+    """As one device does: the axis crosses in each run, with the constant of its own."""
+    _, _, first, make = parts
+    found = []
+    for mesh in (train.make_mesh(jax.devices()[:1]), train.make_mesh()):
+        beside = train.SideBySide()
+        shared = beside.step(make, mesh, together=together)
+        beside.expect(2)
+
+        def one(number, mesh=mesh, beside=beside, shared=shared):
+            own = (mesh, None, first)
+            try:
+                folder = tmp_path / f"{mesh.size}-{number}"
+                return go(own, folder, shared, number, 0.1 / (1 + number), together=together, steps=5)[0]
+            finally:
+                beside.leave()
+
+        with ThreadPoolExecutor(2) as threads:
+            found.append(np.asarray(list(threads.map(one, range(2)))))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    assert not np.allclose(found[0][0], found[0][1])
+
+
 def test_a_run_that_is_stopped_does_not_hold_up_the_others(parts, tmp_path):
-    mesh, step, _ = parts
+    mesh, step, _, make = parts
     beside = train.SideBySide()
-    shared = beside.step(step, mesh)
+    shared = beside.step(make, mesh)
     beside.expect(3)
 
     def stopping(state):
@@ -129,13 +157,13 @@ def test_a_run_that_is_stopped_does_not_hold_up_the_others(parts, tmp_path):
 
 
 def test_what_goes_wrong_in_the_program_is_raised_in_every_run(parts):
-    mesh, _, first = parts
+    mesh, _, first, _ = parts
     beside = train.SideBySide()
 
     def broken(state, constants, batch):
         raise ValueError("no such step")
 
-    step = beside.step(broken, mesh)
+    step = beside.step(lambda axis_name: broken, mesh)
     beside.expect(2)
     raised = []
 

@@ -47,10 +47,11 @@ def test_one_gradient_from_jit(tiny, reference):
     np.testing.assert_allclose(metrics["loss"].total, reference[0], rtol=1e-6)
 
 
-def test_one_gradient_from_eight_devices_under_sharded_jit(tiny, reference):
+@pytest.mark.parametrize("axis_name", [None, "data"], ids=["jit", "mapped"])
+def test_one_gradient_from_eight_devices(tiny, reference, axis_name):
     mesh = train.make_mesh()
     assert mesh.size == 8
-    compiled = train.jit_step(step_for(tiny), mesh)
+    compiled = (train.jit_step if axis_name is None else train.mapped_step)(step_for(tiny, axis_name=axis_name), mesh)
     gradient, _ = gradient_of(lambda s, c, b: compiled(train.replicate(s, mesh), c, train.shard(b, mesh)), tiny)
     assert_equal_gradients(gradient, reference[1])
 

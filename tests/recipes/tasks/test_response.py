@@ -134,3 +134,12 @@ def test_a_student_takes_what_its_teacher_says_in_the_responses_alone(taught, ba
 def test_an_encoder_is_refused(refused, flags, dialogue):
     changes = ["--task", "response", "--train", dialogue, "--eval", dialogue]
     assert "is no causal language model, which response needs; choose a GPT-2" in refused("finetune", *flags, *changes)
+
+
+def test_it_is_exported_where_the_format_holds_a_model_that_writes(taught, command, refused, tmp_path):
+    for format in ("hf", "flax"):
+        told = command("export", taught.out, "--format", format, "--out", tmp_path / format)
+        assert told.status == 0, told.err
+        assert "24 rows of" in told.out
+    line = ("export", taught.out, "--format", "stablehlo", "--out", tmp_path / "program")
+    assert "is for response, which runs the model once for each token" in refused(*line)

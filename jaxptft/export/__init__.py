@@ -1,0 +1,28 @@
+"""What leaves: a fine-tuned model as a program that others run, without this package."""
+
+from jaxptft.export.flax_file import read_flax, write_flax
+from jaxptft.export.onnx_graph import Graph, require_onnx, write_onnx
+from jaxptft.export.program import PLATFORMS, lower, write_program
+from jaxptft.export.runner import Artifact, verify
+from jaxptft.export.scoring import TASKS, Input, Scores, image_inputs, scores, text_inputs
+from jaxptft.export.sums import write_sums
+
+__all__ = [
+    "PLATFORMS",
+    "TASKS",
+    "Artifact",
+    "Graph",
+    "Input",
+    "Scores",
+    "image_inputs",
+    "lower",
+    "read_flax",
+    "require_onnx",
+    "scores",
+    "text_inputs",
+    "verify",
+    "write_flax",
+    "write_onnx",
+    "write_program",
+    "write_sums",
+]

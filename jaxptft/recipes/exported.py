@@ -1,0 +1,92 @@
+"""Exported models, asked like any other: `predict` and `evaluate` read folders of programs and of parameters."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxptft import data, models, train
+from jaxptft.augment import View
+from jaxptft.export import read_flax, runner
+from jaxptft.export.flax_file import PARAMS
+from jaxptft.recipes.inference import Opened
+from jaxptft.recipes.preprocessing import Preprocessing
+
+
+def open_any(model: str | Path, *, family: str | None = None, allow_bin: bool = False) -> Opened:
+    """A fine-tuned model from any folder, or an export of one; refusals are those of `Opened` and `export.verify`."""
+    folder = Path(model)
+    if not any((folder / name).is_file() for name in (runner.DESCRIPTION, runner.PROGRAM)):
+        return Opened(model, family=family, allow_bin=allow_bin)
+    runner.verify(folder)
+    format = runner.describe(folder)["format"]
+    if format not in ("stablehlo", "flax"):
+        raise ValueError(f"{folder} was exported as {format}, which is read by other programs; give the model itself")
+    return OpenedProgram(folder) if format == "stablehlo" else OpenedParameters(folder)
+
+
+class _Exported(Opened):
+    """What `Opened` reads from a checkpoint is told by the description."""
+
+    def __init__(self, folder: Path, told: dict[str, Any]):
+        self.source, self.task, self.names = str(folder), told["task"], tuple(told["labels"] or ())
+        self.settings, self.fields = told["settings"], {}
+        self._mesh, self._placed = train.make_mesh(), None
+        self.tokenizer = self.preprocessing = None
+        if "image" in told:
+            self.preprocessing = Preprocessing(**{name: _tuples(value) for name, value in told["image"].items()})
+            return
+        self.tokenizer = data.load_tokenizer(folder)
+        self.max_length = told["text"]["max_length"]
+        self.config: Any = SimpleNamespace(vocab_size=told["vocab_size"], max_length=told["limits"]["length"])
+
+
+class OpenedParameters(_Exported):
+    """Exported parameters, their files checked, and the architecture that they are of."""
+
+    def __init__(self, folder: Path):
+        runner.verify(folder, (runner.DESCRIPTION, PARAMS))
+        told = runner.describe(folder)
+        super().__init__(folder, told)
+        architecture = told["architecture"]
+        values = {name: _tuples(value) for name, value in architecture["values"].items()}
+        self.config, self.params = getattr(models, architecture["config"])(**values), read_flax(folder)
+
+
+class OpenedProgram(_Exported):
+    """An exported program, its files checked, in the place of a model."""
+
+    def __init__(self, folder: Path):
+        artifact = runner.Artifact(folder)
+        super().__init__(folder, artifact.description)
+        self.params, self._call, self._inputs = artifact.weights, artifact.call, tuple(artifact.description["inputs"])
+        if self.preprocessing is not None:
+            self.preprocessing = AsTheyAre(*self.preprocessing)
+
+    def model(self, model_task: str, *, classes: int | None = None) -> models.Model:
+        """The program's logits as a network's, whose parameters are the weights by path."""
+
+        def apply(params: Any, batch: Any, *, rng: Any = None, train: bool = False) -> Any:
+            inputs = {name: batch[name] for name in self._inputs}
+            if "image" in inputs:
+                inputs["image"] = inputs["image"].astype(jnp.uint8)
+            return self._call(params, inputs)["logits"]
+
+        def init(rng: Any, batch: Any) -> Any:
+            raise ValueError(f"{self.source} is a program, which has no fresh parameters; train a model")
+
+        return models.Model(init, apply)
+
+
+class AsTheyAre(Preprocessing):
+    """Images of the stored size, which the program prepares itself."""
+
+    @property
+    def view(self) -> View:
+        return lambda key, image: image.astype(jnp.float32)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has no tuples, and configs no lists."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
