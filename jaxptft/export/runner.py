@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 PROGRAM, WEIGHTS, DESCRIPTION, SUMS = "model.stablehlo", "weights.npz", "model.json", "SHA256SUMS"
+TOKENIZER = "tokenizer.json"
 FORMAT = 1
 _TOLD = ("format", "task", "labels", "inputs", "limits")
 GROUP = 32  # rows a call
@@ -40,8 +41,8 @@ def verify(folder: str | Path, needed: Sequence[str] = (DESCRIPTION,)) -> None:
     sums, expected = Path(folder) / SUMS, {}
     if not sums.is_file():
         raise FileNotFoundError(f"{sums} is missing; export the model again")
-    for number, line in enumerate(sums.read_bytes().decode("utf-8", "replace").split("\n")[:-1], start=1):
-        match = re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)", line)
+    for number, line in enumerate(sums.read_bytes().decode("utf-8", "replace").splitlines(keepends=True), start=1):
+        match = re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)\n", line)
         if match is None:
             raise ValueError(f"{sums} is damaged at line {number}; export the model again")
         expected[match[2]] = match[1]
@@ -78,7 +79,8 @@ class Artifact:
         import jax.export  # pyright: ignore[reportUnusedImport]
 
         self.folder = Path(folder)
-        verify(self.folder, (PROGRAM, WEIGHTS, DESCRIPTION))
+        has_text = (self.folder / TOKENIZER).is_file()
+        verify(self.folder, (PROGRAM, WEIGHTS, DESCRIPTION, *((TOKENIZER,) if has_text else ())))
         self.description = describe(self.folder)
         if self.description["format"] != "stablehlo":
             raise ValueError(f"{self.folder} was exported as {self.description['format']}, not as stablehlo")
@@ -122,6 +124,8 @@ class Artifact:
         rows = self.description.get("vocab_size", 0)
         if "input_ids" in found and not 0 <= found["input_ids"].min() <= found["input_ids"].max() < rows:
             raise ValueError(f"input_ids has ids outside 0 to {rows - 1}, which the model has no rows for")
+        if "image" in found and not 0 <= found["image"].min() <= found["image"].max() < 256:
+            raise ValueError("image has values outside 0 to 255; expected bytes")
         return {name: array.astype(known[name]["dtype"]) for name, array in found.items()}
 
 
@@ -134,14 +138,42 @@ def predict(artifact: Artifact, rows: Sequence[Mapping[str, Any]]) -> Iterator[d
 
 
 def _encoded(artifact: Artifact, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Token ids of a row that is text; others as they are."""
+    """Token ids of a row that is text; others as they are, but checked."""
+    inputs = artifact.description["inputs"]
+    if "input_ids" not in inputs:
+        raise ValueError("images come as arrays; give an .npz")
+    nested = len(inputs["input_ids"]["axes"]) == 3
     if "input_ids" in row:
+        ids, types = row["input_ids"], row.get("token_type_ids")
+        if not _whole(ids, nested) or (
+            types is not None and not (_whole(types, nested) and _sizes(types) == _sizes(ids))
+        ):
+            wanted = "a list of whole numbers for each choice" if nested else "a list of whole numbers"
+            raise ValueError(
+                f"input_ids of a row, and token_type_ids if there are any, must be {wanted}, of one length"
+            )
         return dict(row)
-    if "text" not in row or artifact.description["task"] in ("question_answering", "multiple_choice"):
-        raise ValueError(f"a row holds {', '.join(row) or 'nothing'}; expected input_ids")
-    encoding = _tokenizer(artifact).encode(row["text"], row.get("text_pair"))
+    text, pair = row.get("text"), row.get("text_pair")
+    if nested or artifact.description["task"] == "question_answering" or not isinstance(text, str):
+        raise ValueError(f"a row holds {', '.join(map(str, row)) or 'nothing'}; expected input_ids")
+    if not isinstance(pair, str | None):
+        raise ValueError(f"text_pair of a row is {type(pair).__name__}; expected text")
+    encoding = _tokenizer(artifact).encode(text, pair)
     found: dict[str, Any] = {"input_ids": encoding.ids, "token_type_ids": encoding.type_ids}
     return found | {"offsets": encoding.offsets, "special": encoding.special_tokens_mask}
+
+
+def _whole(values: Any, nested: bool) -> bool:
+    """Whether it is a list of whole numbers of 32 bits, or of several such lists; not empty."""
+    if not isinstance(values, list) or not values:
+        return False
+    if nested:
+        return all(_whole(entry, False) for entry in values)
+    return all(type(value) is int and abs(value) < 2**31 for value in values)
+
+
+def _sizes(values: list[Any]) -> list[int]:
+    return [len(entry) if isinstance(entry, list) else 1 for entry in values]
 
 
 def _tokenizer(artifact: Artifact) -> Any:
@@ -153,7 +185,7 @@ def _tokenizer(artifact: Artifact) -> Any:
                 "texts need the package `tokenizers` (pip install tokenizers); or give input_ids"
             ) from None
         text = artifact.description["text"]
-        tokenizer = Tokenizer.from_file(str(artifact.folder / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(artifact.folder / TOKENIZER))
         tokenizer.no_padding()
         tokenizer.enable_truncation(text["max_length"], strategy="longest_first", direction=text["truncation_side"])
         artifact.tokenizer = tokenizer  # pyright: ignore[reportAttributeAccessIssue]
@@ -227,14 +259,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a .json list, a .jsonl file, or a file of texts, one a line."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
-        rows = json.loads(text)
+        rows = _json(path, text)
     elif path.suffix == ".jsonl":
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = [_json(path, line) for line in text.split("\n") if line.strip()]
     else:
-        rows = [{"text": line} for line in text.splitlines()]
+        rows = [{"text": line} for line in text.removesuffix("\n").split("\n")]
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} holds no rows; expected a list of objects such as {{'input_ids': [...]}}")
     return rows
+
+
+def _json(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -119,6 +119,22 @@ def test_a_damaged_or_absent_file_is_named(artifact, tmp_path, name, damage):
         export.Artifact(folder)
 
 
+def test_no_change_of_a_bit_and_no_cut_goes_unseen(artifact, tmp_path):
+    folder, random = shutil.copytree(artifact[0], tmp_path / "copy"), np.random.default_rng(0)
+    needed = [name for name in NEEDED if name != "SHA256SUMS"]
+    export.verify(folder, needed)
+    for number in range(300):
+        path = folder / NEEDED[number % len(NEEDED)]
+        content = path.read_bytes()
+        place = int(random.integers(len(content)))
+        flipped = content[:place] + bytes([content[place] ^ 1 << int(random.integers(8))]) + content[place + 1 :]
+        path.write_bytes(content[:place] if number % 3 == 0 else flipped)
+        with pytest.raises((ValueError, FileNotFoundError), match=r"damaged|missing|another SHA-256"):
+            export.verify(folder, needed)
+        path.write_bytes(content)
+    export.verify(folder, needed)
+
+
 @pytest.mark.parametrize("name", ["model.json", "model.stablehlo", "weights.npz"])
 def test_a_file_that_the_sums_do_not_list_is_not_trusted(artifact, tmp_path, name):
     folder = shutil.copytree(artifact[0], tmp_path / "copy")

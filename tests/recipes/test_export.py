@@ -119,6 +119,14 @@ def test_a_mistake_is_one_line(exported, tmp_path, capsys):
         ("[]", "holds no rows"),
         ('[{"a": 1}]', "expected input_ids"),
         ('[{"input_ids": [99999]}]', "outside 0 to"),
+        ('[{"input_ids": [1.5]}]', "must be a list of whole numbers"),
+        ('[{"input_ids": []}]', "must be a list of whole numbers"),
+        ('[{"input_ids": "abc"}]', "must be a list of whole numbers"),
+        ('[{"input_ids": [1, 2], "token_type_ids": [0]}]', "of one length"),
+        ('[{"text": 1}]', "expected input_ids"),
+        ('[{"text": "a", "text_pair": 1}]', "text_pair of a row is int; expected text"),
+        ('[{"input_ids": ' + str([1] * 50) + "}]", "length is 50, and the model takes 20 at most"),
+        ("{", "rows.json is not JSON: Expecting"),
     ):
         (tmp_path / "rows.json").write_text(content)
         assert room.runner.main([str(tmp_path / "rows.json"), "--model", str(folder)]) == 2
