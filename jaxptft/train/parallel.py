@@ -25,6 +25,7 @@ from jaxptft.train.state import is_key
 from jaxptft.train.step import Step
 
 DATA, FSDP = "data", "fsdp"
+_ROWS_TOGETHER = PartitionSpec(None, (DATA, FSDP))  # of the batches of several steps, stacked
 SMALLEST = 2**14  # elements: what is smaller costs more to gather than to hold
 
 
@@ -97,15 +98,15 @@ def shard(batch: Batch, mesh: Mesh) -> Batch:
 def shard_together(batches: Sequence[Batch], mesh: Mesh, most: int) -> Together:
     """The batches of up to `most` steps, of one shape, as `compile_step` with `together=most` takes them."""
     found = stack([pad_rows(batch, mesh.size) for batch in batches], most)
-    places: Any = jax.tree.map(lambda spec: NamedSharding(mesh, spec), batch_specs(most))
-    return Together(jax.tree.map(lambda leaf: put(leaf, places.batches), found.batches), put(found.count, places.count))
+    rows, whole = NamedSharding(mesh, _ROWS_TOGETHER), NamedSharding(mesh, PartitionSpec())
+    return Together(jax.tree.map(lambda leaf: put(leaf, rows), found.batches), put(found.count, whole))
 
 
 def batch_specs(together: int) -> Any:
     """How what a step is given is split: its rows over all devices, be it one batch or those of several steps."""
     if together == 1:
         return PartitionSpec((DATA, FSDP))
-    return Together(PartitionSpec(None, (DATA, FSDP)), PartitionSpec())  # pyright: ignore[reportArgumentType]
+    return Together(_ROWS_TOGETHER, PartitionSpec())  # pyright: ignore[reportArgumentType]
 
 
 def own_rows(rows: int, mesh: Mesh) -> Int[np.ndarray, " rows"]:

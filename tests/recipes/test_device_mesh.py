@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxptft import train
 from jaxptft.recipes.device_mesh import choose_mesh, steps_together
 from jaxptft.recipes.training_settings import LearningSettings
 
@@ -47,3 +48,13 @@ def test_the_mesh_has_the_devices_that_were_asked_for():
 def test_a_dispatch_has_as_many_steps_as_their_batches_allow(values, megabytes, expected):
     batch = {"pixels": np.zeros((megabytes, 2**20), np.uint8)}
     assert steps_together(LearningSettings(out=Path("run"), **values), batch) == expected
+
+
+@pytest.mark.parametrize(("values", "mapped"), [({"devices": 1}, False), ({"devices": 2}, True), ({"fsdp": 2}, False)])
+def test_a_run_says_itself_what_crosses_devices_where_each_has_the_whole_state(built, tmp_path, values, mapped):
+    """In the program as it is written, before XLA splits it: only then are there reductions over devices in it."""
+    training = built(tmp_path / "run", **({"devices": 2} | values), steps_per_dispatch=2).training
+    (stage,) = training._stages()
+    batches = train.shard_together([training.batches["train"].batch_at(0)], training.mesh, 2)
+    written = stage.step.lower(training.state, training._constants, batches).as_text()
+    assert ("all_reduce" in written) == mapped

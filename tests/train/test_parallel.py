@@ -131,10 +131,10 @@ def test_a_tied_table_crosses_devices_once(tied):
 
 def test_eight_devices_that_map_the_step_do_what_one_does_dropout_included(tied):
     make, given = tied
-    found = []
-    for devices in (1, 8):
+    make, found = partial(make, accumulate=2), []
+    for devices, kind in ((1, "jit"), (8, "mapped"), (8, "pmap")):
         mesh = train.make_mesh(jax.devices()[:devices])
-        step = train.compile_step(partial(make, accumulate=2), mesh)
+        step = train.pmap_step(make(axis_name=DATA)) if kind == "pmap" else train.compile_step(make, mesh)
         state, constants, batch = given(mesh)
         losses = []
         for _ in range(3):
@@ -143,9 +143,10 @@ def test_eight_devices_that_map_the_step_do_what_one_does_dropout_included(tied)
         for leaf in jax.tree.leaves((state._replace(rng=None), metrics)):
             assert len({shard.data.tobytes() for shard in leaf.addressable_shards}) == 1
         found.append((losses, jax.device_get(state.params)))
-    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-6)
-    for one, eight in zip(*(jax.tree.leaves(params) for _, params in found), strict=True):
-        np.testing.assert_allclose(eight, one, atol=1e-5)
+    for losses, params in found[1:]:
+        np.testing.assert_allclose(losses, found[0][0], rtol=1e-6)
+        for eight, one in zip(*(jax.tree.leaves(tree) for tree in (params, found[0][1])), strict=True):
+            np.testing.assert_allclose(eight, one, atol=1e-5)
 
 
 def test_several_devices_map_the_step_unless_they_cut_the_state(tied):
