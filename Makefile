@@ -45,7 +45,7 @@ bench: $(VENV)/.test         ## side-by-side measurements against transformers +
 	$(BENCH)/head_only.py --rounds 1 --sentences 640
 	$(BENCH)/many_runs.py --rounds 1 --steps 20
 	$(BENCH)/start_up.py --rounds 1
-	$(BENCH)/memory.py --batches 4 8
+	$(BENCH)/memory.py
 	$(BENCH)/pipeline.py --rounds 1
 	$(BENCH)/checkpoint_stall.py --rounds 1 --steps 32
 	$(BENCH)/devices.py --rounds 1

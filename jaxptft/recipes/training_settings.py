@@ -159,7 +159,7 @@ class LearningSettings(PlanSettings):
     """run a transformer's layers as one body that is compiled once: deep models start sooner, and steps take longer"""
     remat: Literal["none", "full", "dots", "dots_no_batch"] = "none"
     """what of a transformer's layers the backward pass computes anew, to need less memory: nothing, everything, all but
-    matrix products, all but projections"""
+    matrix products, all but projections (on CPU only what scan_layers runs)"""
     parallel: Literal["jit", "pmap"] = "jit"
     devices: int | None = Field(default=None, ge=1)
     """how many devices to use (default: all)"""
