@@ -3,6 +3,7 @@
 from jaxptft.export.flax_file import read_flax, write_flax
 from jaxptft.export.onnx_graph import Graph, require_onnx, write_onnx
 from jaxptft.export.program import PLATFORMS, lower, write_program
+from jaxptft.export.quantization import Clip, dequantize, quantize, quantize_matrix
 from jaxptft.export.runner import Artifact, verify
 from jaxptft.export.scoring import TASKS, Input, Scores, image_inputs, scores, text_inputs
 from jaxptft.export.sums import write_sums
@@ -11,11 +12,15 @@ __all__ = [
     "PLATFORMS",
     "TASKS",
     "Artifact",
+    "Clip",
     "Graph",
     "Input",
     "Scores",
+    "dequantize",
     "image_inputs",
     "lower",
+    "quantize",
+    "quantize_matrix",
     "read_flax",
     "require_onnx",
     "scores",

@@ -9,6 +9,14 @@ from jaxptft.models.decoding import Decoder, Generated, generate
 from jaxptft.models.dvae import DvaeConfig, dvae
 from jaxptft.models.gpt2 import decoder
 from jaxptft.models.gpt2_config import Gpt2Config
+from jaxptft.models.int8 import (
+    INT8_MODES,
+    dequantize_matrix,
+    input_ranges,
+    int8_paths,
+    is_int8,
+    with_int8,
+)
 from jaxptft.models.mae_config import MaeConfig
 from jaxptft.models.mlp import mlp
 from jaxptft.models.model import Model, Params
@@ -28,6 +36,7 @@ __all__ = [
     "DvaeConfig",
     "Generated",
     "Gpt2Config",
+    "INT8_MODES",
     "MaeConfig",
     "Model",
     "ModernBertConfig",
@@ -39,14 +48,19 @@ __all__ = [
     "build",
     "classifier",
     "decoder",
+    "dequantize_matrix",
     "dvae",
     "encoder",
     "features",
     "generate",
+    "input_ranges",
+    "int8_paths",
+    "is_int8",
     "mlp",
     "pooled",
     "reads_images",
     "resnet_config",
     "stack",
     "usual_pooling",
+    "with_int8",
 ]

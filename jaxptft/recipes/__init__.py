@@ -35,6 +35,12 @@ COMMANDS = {
         "run",
         "a model as a program, an ONNX graph, a Hugging Face folder or msgpack",
     ),
+    "quantize": Command(
+        "jaxptft.recipes.quantize",
+        "Config",
+        "run",
+        "int8 weights: size, accuracy and speed, before and after",
+    ),
     "embed": Command("jaxptft.recipes.embed", "Config", "run", "the vector of each row, text or image, in a file"),
     "probe": Command(
         "jaxptft.recipes.probe", "Config", "run", "linear probe and nearest neighbours on frozen features"

@@ -14,13 +14,14 @@ from jaxptft.recipes.settings import Settings
 from jaxptft.recipes.tasks.settings import Columns
 
 TOLERANCES = {"stablehlo": 1e-5, "hf": 1e-5, "flax": 1e-5, "onnx": 1e-4}
+ROUNDING = 0.02  # of quantized inputs: the last bit of one decides between two integers
 
 
 class Config(Settings):
     """Export a fine-tuned model: jaxptft export MODEL --format stablehlo --out DIR"""
 
     model: tyro.conf.Positional[str]
-    """a run folder, a Hugging Face folder, a converted folder, or a name on the hub"""
+    """a run folder, a Hugging Face folder, a converted folder, a quantized one, or a name on the hub"""
     format: Literal["stablehlo", "onnx", "hf", "flax"]
     """a program that jax alone runs, an ONNX graph, a Hugging Face folder with a card, or msgpack of parameters"""
     out: Path
@@ -65,6 +66,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
     from jaxptft.convert.staging import new_folder
     from jaxptft.recipes import export_formats as formats
     from jaxptft.recipes.export_rows import rows_of
+    from jaxptft.recipes.exported import OpenedQuantized, is_quantized
     from jaxptft.recipes.inference import Opened
     from jaxptft.recipes.model_card import write_card
     from jaxptft.recipes.runtime import keep_compiled_programs
@@ -79,7 +81,17 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
     if config.format == "onnx":
         export.require_onnx()
     keep_compiled_programs()
-    opened = Opened(config.model, family=config.family, allow_bin=config.allow_bin)
+    if is_quantized(config.model):
+        if config.format != "stablehlo":
+            raise ValueError(
+                f"{config.model} is quantized, and {config.format} does not hold int8; export it as stablehlo, or the "
+                "model that it was made from"
+            )
+        opened = OpenedQuantized(Path(config.model))
+        rounds_inputs = opened.mode != "weights"
+    else:
+        opened = Opened(config.model, family=config.family, allow_bin=config.allow_bin)
+        rounds_inputs = False
     formats.refuse_task(opened, config.format)
     live = formats.live(opened)
     folder = Path(config.model)
@@ -87,6 +99,8 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
     asked = {"columns": config.columns, "split": config.split, "count": config.rows}
     batches, origin = rows_of(opened, config.data, run=of_run, say=say, **asked)
     tolerance = TOLERANCES[config.format] if config.tolerance is None else config.tolerance
+    if rounds_inputs and config.tolerance is None:
+        tolerance = ROUNDING
 
     with new_folder(config.out, overwrite=config.overwrite) as staging:
         if config.format == "hf":

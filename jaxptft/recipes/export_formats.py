@@ -72,13 +72,21 @@ def live(opened: Opened) -> Live:
 
 
 def write(
-    folder: Path, opened: Opened, model: Live, format: str, *, choices: int = 2, say: Callable[[str], None] = print
+    folder: Path,
+    opened: Opened,
+    model: Live,
+    format: str,
+    *,
+    choices: int = 2,
+    say: Callable[[str], None] = print,
+    **about: Any,
 ) -> None:
     """Write a program, a graph or parameters, and beside them model.json, config.json and the tokenizer's files.
 
-    Where a graph cannot have any number of choices, it has `choices`; says what a graph has a fixed number of.
+    Where a graph cannot have any number of choices, it has `choices`; says what a graph has a fixed number of. `about`
+    goes into the description as well.
     """
-    about, inputs = {}, model.inputs
+    inputs = model.inputs
     if format == "stablehlo":
         about["program"] = export.write_program(folder, model.function, model.params, inputs, limits=model.limits)
     elif format == "onnx":
@@ -188,8 +196,10 @@ def _only(params: models.Params, paths: set[str]) -> models.Params:
     """The parameters at these paths."""
     flat = dict(zip(optim.paths(params), jax.tree.leaves(params), strict=True))
     kept: dict[str, Any] = {}
-    for path in sorted(paths & flat.keys()):
+    for path in sorted(flat):
         *parents, leaf = path.split("/")
+        if path not in paths and "/".join(parents) not in paths:  # a matrix of int8 and its scale
+            continue
         place = kept
         for parent in parents:
             place = place.setdefault(parent, {})

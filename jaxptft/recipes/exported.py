@@ -6,11 +6,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxptft import data, models, train
+from jaxptft import data, models, optim, train
 from jaxptft.augment import View
+from jaxptft.convert.hf_config import read_json
+from jaxptft.convert.staging import tokenizer_files
 from jaxptft.export import read_flax, runner
 from jaxptft.export.flax_file import PARAMS
 from jaxptft.recipes.inference import Opened
+from jaxptft.recipes.model_source import QUANTIZATION
 from jaxptft.recipes.preprocessing import Preprocessing
 
 
@@ -21,6 +24,8 @@ def open_any(model: str | Path, *, family: str | None = None, allow_bin: bool = 
         return Opened(model, family=family, allow_bin=allow_bin)
     runner.verify(folder)
     format = runner.describe(folder)["format"]
+    if format == "int8":
+        return OpenedQuantized(folder)
     if format not in ("stablehlo", "flax"):
         raise ValueError(f"{folder} was exported as {format}, which is read by other programs; give the model itself")
     return OpenedProgram(folder) if format == "stablehlo" else OpenedParameters(folder)
@@ -52,6 +57,39 @@ class OpenedParameters(_Exported):
         architecture = told["architecture"]
         values = {name: _tuples(value) for name, value in architecture["values"].items()}
         self.config, self.params = getattr(models, architecture["config"])(**values), read_flax(folder)
+
+
+class OpenedQuantized(OpenedParameters):
+    """A model of int8 matrices, its files checked, which `predict`, `evaluate` and `export` read like any other."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.mode = quantization_of(folder)["mode"]
+        fields = read_json(folder / "config.json")
+        self.checkpoint: Any = SimpleNamespace(family=fields.pop("model_type"), tokenizer_files=tokenizer_files(folder))
+        self.fields = fields
+
+    def model(self, model_task: str, *, classes: int | None = None) -> models.Model:
+        """The network, reading int8; ValueError where the folder lacks one of its parameters."""
+        network = super().model(model_task, classes=classes)
+        return network._replace(apply=models.with_int8(network.apply, self.mode))
+
+    def _known(self) -> set[str]:
+        paths = optim.paths(self.params)
+        return {*paths, *(path.rpartition("/")[0] for path in paths if path.endswith("/int8"))}
+
+
+def is_quantized(folder: str | Path) -> bool:
+    """Whether `jaxptft quantize` wrote the folder."""
+    return (Path(folder) / QUANTIZATION).is_file()
+
+
+def quantization_of(folder: Path) -> dict[str, Any]:
+    """How a folder was quantized; ValueError where its description does not tell."""
+    told = runner.describe(folder).get("quantization")
+    if not isinstance(told, dict) or told.get("mode") not in models.INT8_MODES:
+        raise ValueError(f"{folder / runner.DESCRIPTION} does not tell how it was quantized; quantize the model again")
+    return told
 
 
 class OpenedProgram(_Exported):

@@ -90,11 +90,15 @@ class Opened:
         row = {name: np.zeros(shape, np.int32) for name in ("input_ids", "attention_mask", "token_type_ids")}
         if self.preprocessing is not None:
             row = {"image": np.zeros((1, *self.preprocessing.size, self.preprocessing.channels), np.float32)}
-        known = set(optim.paths(self.params))
+        known = self._known()
         wanted = optim.paths(jax.eval_shape(network.init, jax.random.key(0), row))
         if lacking := [path for path in wanted if path not in known]:
             raise ValueError(f"{self.source} lacks {lacking[0]}; fine-tune it first (jaxptft finetune)")
         return network
+
+    def _known(self) -> set[str]:
+        """The paths of the parameters."""
+        return set(optim.paths(self.params))
 
     def longest(self, asked: int | None) -> int:
         """How many tokens an example may have: as asked, or as in the model's fine-tuning."""

@@ -12,6 +12,7 @@ from jaxptft.data.cache import fingerprint
 from jaxptft.export import runner
 from jaxptft.recipes.training_settings import LAYER_RUN
 
+QUANTIZATION = "quantization.json"  # in folders that `jaxptft quantize` writes
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.bin", "*.msgpack"]
 
 
@@ -26,6 +27,8 @@ def locate(model: str | Path) -> Path:
         return folder / "model"
     if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is a run that has no model/ yet; finish it with --resume")
+    if (folder / QUANTIZATION).is_file():
+        raise FileNotFoundError(f"{folder} is quantized, to be asked alone; give the model that it was made from")
     if (folder / "export.json").is_file() and (folder / runner.DESCRIPTION).is_file():
         raise FileNotFoundError(f"{folder} is an export, to be asked alone; give the model that it was made from")
     if (folder / "config.json").is_file() or (folder / DESCRIPTION).is_file():
