@@ -207,8 +207,7 @@ def _checkpointer() -> Any:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
     )
-    # Weights hardly shrink, and compressing them takes the processor from the steps that go on meanwhile.
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone, use_compression=False)
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
