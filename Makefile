@@ -35,7 +35,7 @@ doctest: $(VENV)/.test
 
 check: lint types test slow doctest
 
-# Short runs of every script, under twenty minutes on two cores; without flags each measures longer.
+# Short runs of every script, some twenty minutes on two cores; without flags each measures longer.
 BENCH := $(BIN)/python experiments/benchmarks
 EAGER := '{"compile": "no", "attention": "sdpa", "optimizer": "fused", "multiple": 1}'
 
