@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,6 @@ import numpy as np
 import peers
 
 SHAPES = 3  # numbers of rows that packed batches have, as the recipe comes to on the whole of the sentences
-IN_FLIGHT = 0  # steps dispatched before an older one's loss is read, as the training loop does it on CPU
 
 
 class Given:
@@ -127,16 +125,13 @@ def timed(request: dict, texts: list[str], labels: np.ndarray) -> dict:
         state, metrics = step(state, constants, batch)
     task_loss(metrics)
 
-    padded, pending, losses = 0, deque(), []
+    padded, losses = 0, []
     wall, cpu = time.perf_counter(), peers.cpu_seconds()
     for number in range(batches.steps_per_epoch):
         batch = batches.batch_at(number)
         padded += batch["input_ids"].size
         state, metrics = step(state, constants, batch)
-        pending.append(metrics)
-        if len(pending) > IN_FLIGHT:
-            losses.append(task_loss(pending.popleft()))
-    losses += [task_loss(metrics) for metrics in pending]
+        losses.append(task_loss(metrics))  # awaited, as the training loop does on CPU
     wall, cpu = time.perf_counter() - wall, peers.cpu_seconds() - cpu
     return {
         "sentences": len(chosen),

@@ -69,15 +69,10 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
     from jaxptft.recipes.exported import OpenedQuantized, is_quantized
     from jaxptft.recipes.inference import Opened
     from jaxptft.recipes.model_card import write_card
+    from jaxptft.recipes.model_source import refuse_place
     from jaxptft.recipes.runtime import keep_compiled_programs
 
-    if config.out.exists() and not config.out.is_dir():
-        raise FileExistsError(f"{config.out} is a file; choose a folder for --out")
-    if config.out.exists() and any(config.out.iterdir()) and not config.overwrite:
-        raise FileExistsError(f"{config.out} exists and is not empty; choose another --out, or pass --overwrite")
-    places = (Path(config.model), Path(config.model) / "model")  # of a run, its model
-    if config.out.exists() and any(place.resolve().is_relative_to(config.out.resolve()) for place in places):
-        raise ValueError(f"{config.model} is in {config.out}, which --overwrite replaces; choose another --out")
+    refuse_place(config.out, config.model, overwrite=config.overwrite)
     if config.format == "onnx":
         export.require_onnx()
     keep_compiled_programs()

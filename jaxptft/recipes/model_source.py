@@ -57,6 +57,17 @@ def open_model(
     return folder, convert.load(folder, heads=heads, allow_unused=allow_unused, **options)
 
 
+def refuse_place(out: Path, model: str, *, overwrite: bool) -> None:
+    """FileExistsError where what is made of a model cannot go there, ValueError where it would replace the model."""
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file; choose a folder for --out")
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise FileExistsError(f"{out} exists and is not empty; choose another --out, or pass --overwrite")
+    places = (Path(model), Path(model) / "model")  # of a run, its model
+    if out.exists() and any(place.resolve().is_relative_to(out.resolve()) for place in places):
+        raise ValueError(f"{model} is in {out}, which --overwrite replaces; choose another --out")
+
+
 def model_fingerprint(params: Any, architecture: Any, preprocessing: Any = None) -> str:
     """What tells a model from another: its parameters, what is computed with them, and how images come to it.
 

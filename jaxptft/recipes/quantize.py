@@ -72,16 +72,12 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
     from jaxptft.recipes.export_rows import rows_of
     from jaxptft.recipes.exported import OpenedQuantized, is_quantized
     from jaxptft.recipes.inference import Opened
-    from jaxptft.recipes.model_source import QUANTIZATION, locate
+    from jaxptft.recipes.model_source import QUANTIZATION, locate, refuse_place
     from jaxptft.recipes.runtime import keep_compiled_programs
 
     if is_quantized(config.model):
         raise ValueError(f"{config.model} is quantized already; give the model that it was made from")
-    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())) and not config.overwrite:
-        raise FileExistsError(f"{config.out} exists and is not empty; choose another --out, or pass --overwrite")
-    places = (Path(config.model), Path(config.model) / "model")  # of a run, its model
-    if config.out.exists() and any(place.resolve().is_relative_to(config.out.resolve()) for place in places):
-        raise ValueError(f"{config.model} is in {config.out}, which --overwrite replaces; choose another --out")
+    refuse_place(config.out, config.model, overwrite=config.overwrite)
     keep_compiled_programs()
     asked = _evaluation(config)
     opened = Opened(config.model, family=config.family, allow_bin=config.allow_bin)
