@@ -40,14 +40,14 @@ BENCH := $(BIN)/python experiments/benchmarks
 EAGER := '{"compile": "no", "attention": "sdpa", "optimizer": "fused", "multiple": 1}'
 
 bench: $(VENV)/.test         ## side-by-side measurements against transformers + torch, and their table
-	$(BENCH)/mlm_step.py --rounds 1 --steps 16
-	$(BENCH)/finetune.py --rounds 1 --steps 12 --check-batches 8 --p1 $(EAGER)
-	$(BENCH)/head_only.py --rounds 1 --sentences 320
-	$(BENCH)/many_runs.py --rounds 1 --steps 8
+	$(BENCH)/mlm_step.py --rounds 1 --steps 16 --p1 '{"compile": false, "large_pages": true}'
+	$(BENCH)/finetune.py --rounds 1 --steps 8 --check-batches 6 --p1 $(EAGER)
+	$(BENCH)/head_only.py --rounds 1 --sentences 192
+	$(BENCH)/many_runs.py --rounds 1 --steps 20 --trials 2
 	$(BENCH)/start_up.py --rounds 1
 	$(BENCH)/memory.py --batches 8 16
 	$(BENCH)/pipeline.py --rounds 1
-	$(BENCH)/checkpoint_stall.py --rounds 1 --steps 24
+	$(BENCH)/checkpoint_stall.py --rounds 1 --steps 20
 	$(BENCH)/devices.py --rounds 1 --steps 2
 	$(BENCH)/conversion_speed.py --rounds 1
 	$(BENCH)/time_to_quality.py --rounds 1 --target 0.66

@@ -98,6 +98,7 @@ def apart(answers: interleaved.Answers) -> float:
 def main() -> None:
     made = interleaved.parser(__doc__, "many_runs_cpu.json")
     made.add_argument("--steps", type=int, default=60, help="of each run")
+    made.add_argument("--trials", type=int, default=4, help="runs of a sweep, before its best is run again")
     arguments = interleaved.parse(made)
     steps = 20 if arguments.smoke else arguments.steps
     if not (parity.WORK / "init-0").exists():
@@ -111,14 +112,14 @@ def main() -> None:
     told = "".join(f"{name}: {path.absolute()}\n" for name, path in values.items())
     base.write_text(f"{told}steps: {steps}\nbatch_size: {peers.BATCH}\nlog_every: {steps // 5}\n")
 
-    def ask(name: str, _: int) -> dict:
+    def ask(name: str, _: int, trials: int = 2 if arguments.smoke else arguments.trials) -> dict:
         cache = {"JAX_COMPILATION_CACHE_DIR": str((WORK / f"cache-{name}").absolute())}
         request = {"worker": name, "mode": "time", "threads": arguments.threads, "base": str(base)}
-        request |= {"out": str(WORK / name), "trials": 2 if arguments.smoke else 4}
+        request |= {"out": str(WORK / name), "trials": trials}
         return peers.ask(request, script=Path(__file__), environment=cache | interleaved.as_it_runs(name))
 
     for name in NAMES:  # which fills its cache
-        ask(name, 0)
+        ask(name, 0, trials=1)
     answers = interleaved.rounds(NAMES, arguments.rounds, ask, amount="fine_tunings")
     difference = apart(answers)
     rate = {

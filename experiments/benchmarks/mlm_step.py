@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=24, help="timed steps a run, a multiple of 8")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--p1", type=json.loads, help="options of p1 as JSON, instead of the trial")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     if not (WORK / "rows.npy").is_file():
@@ -124,8 +125,9 @@ def main() -> None:
         return peers.ask(request | {"threads": arguments.threads}, script=Path(__file__), environment=pages)
 
     found = workload.check({name: ask(name, {}, mode="check")["loss"] for name in ("p0", "p1", "ours")})
-    trials = [{"options": options, **ask("p1", options, steps=8)} for options in CANDIDATES]
-    best = min(trials, key=lambda entry: entry["seconds"])["options"]
+    tried = [] if arguments.p1 else CANDIDATES
+    trials = [{"options": options, **ask("p1", options, steps=8)} for options in tried]
+    best = arguments.p1 or min(trials, key=lambda entry: entry["seconds"])["options"]
     print(f"p1: {best}")
     options = {"p0": {}, "p1": best, **OURS}
     rates = [interleaved.matmul_rates(arguments.threads)]

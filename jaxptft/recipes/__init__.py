@@ -41,6 +41,9 @@ COMMANDS = {
         "run",
         "int8 weights: size, accuracy and speed, before and after",
     ),
+    "compare": Command(
+        "jaxptft.recipes.compare", "Config", "run", "models of one task: size, quality, latency and throughput"
+    ),
     "embed": Command("jaxptft.recipes.embed", "Config", "run", "the vector of each row, text or image, in a file"),
     "probe": Command(
         "jaxptft.recipes.probe", "Config", "run", "linear probe and nearest neighbours on frozen features"

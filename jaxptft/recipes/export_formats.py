@@ -14,7 +14,7 @@ from jaxptft import __version__, export, models, optim
 from jaxptft.data.tokenized import backend_of
 from jaxptft.export import runner
 from jaxptft.recipes.export_rows import Batch, counted
-from jaxptft.recipes.exported import OpenedParameters
+from jaxptft.recipes.exported import OpenedParameters, OpenedProgram
 from jaxptft.recipes.inference import Opened
 from jaxptft.recipes.metrics.multi_label import thresholds_of
 
@@ -56,6 +56,8 @@ def refuse_task(opened: Opened, format: str) -> None:
 def live(opened: Opened) -> Live:
     """The model's function with the head of its task; ValueError where it lacks one of its parameters."""
     task = opened.task
+    if isinstance(opened, OpenedProgram):
+        return Live(task, opened.call, opened.params, _inputs(opened.inputs), {})
     head = {"multi_label": "classification", "regression": "classification", "image_classification": "classification"}
     sized = task in (*head, "classification", "token_classification")
     model_task = "causal_lm" if task == "response" else head.get(task, task)
@@ -120,9 +122,13 @@ def read_back(folder: Path, format: str) -> Run:
         return live(Opened(folder)).runs()
     description = runner.describe(folder)
     if format == "onnx":
-        inputs = {name: export.Input(tuple(one["axes"]), one["dtype"]) for name, one in description["inputs"].items()}
-        return export.Graph(folder, inputs)
+        return export.Graph(folder, _inputs(description["inputs"]))
     return live(OpenedParameters(folder)).runs()
+
+
+def _inputs(told: Mapping[str, Any]) -> dict[str, export.Input]:
+    """The inputs of a description."""
+    return {name: export.Input(tuple(one["axes"]), one["dtype"]) for name, one in told.items()}
 
 
 def compare(model: Live, other: Run, batches: Sequence[Batch]) -> Compared:

@@ -98,7 +98,8 @@ class OpenedProgram(_Exported):
     def __init__(self, folder: Path):
         artifact = runner.Artifact(folder)
         super().__init__(folder, artifact.description)
-        self.params, self._call, self._inputs = artifact.weights, artifact.call, tuple(artifact.description["inputs"])
+        self.params, self.inputs = artifact.weights, artifact.description["inputs"]
+        self.call: Any = artifact.call
         if self.preprocessing is not None:
             self.preprocessing = AsTheyAre(*self.preprocessing)
 
@@ -106,10 +107,10 @@ class OpenedProgram(_Exported):
         """The program's logits as a network's, whose parameters are the weights by path."""
 
         def apply(params: Any, batch: Any, *, rng: Any = None, train: bool = False) -> Any:
-            inputs = {name: batch[name] for name in self._inputs}
+            inputs = {name: batch[name] for name in self.inputs}
             if "image" in inputs:
                 inputs["image"] = inputs["image"].astype(jnp.uint8)
-            return self._call(params, inputs)["logits"]
+            return self.call(params, inputs)["logits"]
 
         def init(rng: Any, batch: Any) -> Any:
             raise ValueError(f"{self.source} is a program, which has no fresh parameters; train a model")

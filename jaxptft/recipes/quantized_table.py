@@ -1,7 +1,7 @@
 """A model before and after it was quantized: its size, what it answers, and how fast."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +57,7 @@ def measure(before: Side, after: Side, batches: Sequence[Batch], *, request: Any
         report = module_of(side.opened.task).evaluate(side.opened, request, say=lambda line: None)
         found[name] = {
             "bytes": sum(file.stat().st_size for file in side.folder.rglob("*") if file.is_file()),
-            "parameters": _parameters(side.opened.params),
+            "parameters": sum(int(np.size(leaf)) for leaf in leaves(side.opened.params)),
             "metrics": report.metrics,
             "milliseconds_at_1": 1000 * one,
             f"rows_a_second_at_{BATCH}": BATCH / many,
@@ -122,13 +122,16 @@ def _decision(task: str, opened: Opened) -> Callable[[np.ndarray, Any], np.ndarr
     return lambda logits, there: logits.argmax(-1)
 
 
-def _parameters(params: Any) -> int:
-    """How many there are, not counting scales."""
-    if models.is_int8(params):
-        return int(np.size(params["int8"]))
-    if isinstance(params, Mapping):
-        return sum(map(_parameters, params.values()))
-    return int(np.size(params))
+def leaves(params: Any) -> Iterator[Any]:
+    """The arrays of parameters, a tree of them or by path; of an int8 matrix, itself alone."""
+    if not isinstance(params, Mapping):
+        yield params
+        return
+    for name, value in params.items():
+        prefix, _, last = name.rpartition("/")
+        own = f"{prefix}/int8" if prefix else "int8"
+        if last == "int8" or own not in params:
+            yield from leaves(value)
 
 
 def _resized(live: Live, batch: Batch, size: int) -> dict[str, np.ndarray]:

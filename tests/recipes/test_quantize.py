@@ -1,5 +1,6 @@
 """A quantized folder is asked and exported like the model it was made from, and tells what it costs and gains."""
 
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -114,6 +115,82 @@ def test_what_cannot_be_is_refused_in_a_line(quantized, finished, classifier, fi
     line = ("finetune", "--model", folder, "--train", files.train, *out)
     assert "is quantized, to be asked alone" in refused(*line)
     assert not (tmp_path / "out").exists()
+
+
+TASKS = {
+    "token_classification": (
+        "BertForTokenClassification",
+        {"id2label": {0: "O", 1: "B-A", 2: "I-A"}},
+        [
+            {"tokens": ["the", "film", "was", "bad"], "tags": ["O", "B-A", "O", "O"]},
+            {"tokens": ["good"], "tags": ["O"]},
+        ],
+    ),
+    "question_answering": (
+        "BertForQuestionAnswering",
+        {},
+        [
+            {
+                "id": "q",
+                "question": "was it good",
+                "context": "the film was very bad and so was the book",
+                "answers": {"text": ["very bad"], "answer_start": [13]},
+            }
+        ],
+    ),
+    "multiple_choice": (
+        "BertForMultipleChoice",
+        {},
+        [
+            {"question": "was it good", "choices": ["good", "bad", "the book was good"], "label": 1},
+            {"question": "was it", "choices": ["so", "and", "a film"], "label": 0},
+        ],
+    ),
+    "multi_label": (
+        "BertForSequenceClassification",
+        {"id2label": {0: "a", 1: "b", 2: "c"}, "problem_type": "multi_label_classification"},
+        [{"text": "the film", "label": "a"}, {"text": "a book and a film", "label": "b,c"}],
+    ),
+    "regression": (
+        "BertForSequenceClassification",
+        {"id2label": {0: "score"}, "problem_type": "regression"},
+        [{"text": "the film", "label": 0.5}, {"text": "a book and a film", "label": -1.0}, {"text": "bad", "label": 2}],
+    ),
+}
+
+
+def near(value):
+    """Numbers to four digits."""
+    if isinstance(value, dict):
+        return {name: near(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [near(entry) for entry in value]
+    return pytest.approx(value, abs=1e-4) if isinstance(value, float) else value
+
+
+def predicted(command, model, rows, out):
+    told = command("predict", model, "--data", rows, "--out", out)
+    assert told.status == 0, told.err
+    return lines(out)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_of_texts_answers_as_the_floats_that_int8_stands_for(task, make_model, command, tmp_path):
+    architecture, fields, labelled = TASKS[task]
+    if "id2label" in fields:
+        fields = fields | {"label2id": {name: number for number, name in fields["id2label"].items()}}
+    model, rows = make_model(tmp_path / "model", architecture, **fields), tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    told = command("quantize", model, "--mode", "weights", "--data", rows, "--calls", 1, "--out", tmp_path / "int8")
+    assert told.status == 0, told.err
+    record = json.loads((tmp_path / "int8" / "quantization.json").read_text())
+    assert record["before"]["metrics"].keys() == record["after"]["metrics"].keys() != set()
+    assert (record["equal_answers"] is None) == (task in ("regression", "question_answering"))
+    source = convert.load(model)
+    floats = room.dequantize(open_any(tmp_path / "int8").params)
+    convert.save(tmp_path / "floats", dataclasses.replace(source, params=floats), tokenizer_from=model)
+    expected = predicted(command, tmp_path / "floats", rows, tmp_path / "a.jsonl")
+    assert near(expected) == predicted(command, tmp_path / "int8", rows, tmp_path / "b.jsonl")
 
 
 def test_damage_is_told(quantized, refused, files, tmp_path):
