@@ -30,9 +30,9 @@ import numpy as np
 import optax
 
 from jaxptft import convert, data, models, objectives, optim, train
+from jaxptft.recipes.computing import computed_with
 from jaxptft.recipes.importance import Importance, Weighted, features_of_rows, importance_weights
 from jaxptft.recipes.metrics.classification import classification_metrics
-from jaxptft.recipes.training import computed_with
 
 DOMAINS = ("tweets", "amazon", "movies", "nyt")
 METHODS = ("none", "MMD", "CORAL", "DANN", "importance")

@@ -83,13 +83,20 @@ def int8_paths(apply: Apply, params: Params, batch: Mapping[str, Any]) -> tuple[
     return tuple(found)
 
 
-def input_ranges(apply: Apply, params: Params, batch: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
-    """The largest magnitude among the inputs of each projection, by the path of its kernel; padding counts too."""
+def input_ranges(
+    apply: Apply, params: Params, batch: Mapping[str, Any], *, percentile: float = 100.0
+) -> dict[str, Float[Array, ""]]:
+    """The largest magnitude among the inputs of each projection, by the path of its kernel; padding counts too.
+
+    Below 100, the magnitude that so many in a hundred of them do not exceed: what is larger will be clipped, and the
+    others are rounded more finely (Wu et al. 2020, arXiv:2004.09602, section 5.1).
+    """
     found: dict[str, Array] = {}
 
     def answer(proceed: Callable[..., Any], args: Any, options: Any, context: Any) -> Any:
         if _is_dense(context.module) and context.method_name == "__call__":
-            path, largest = "/".join((*context.module.path, "kernel")), jnp.abs(args[0]).max().astype(jnp.float32)
+            path, magnitudes = "/".join((*context.module.path, "kernel")), jnp.abs(args[0]).astype(jnp.float32)
+            largest = magnitudes.max() if percentile == 100 else jnp.percentile(magnitudes, percentile)
             found[path] = jnp.maximum(found[path], largest) if path in found else largest
         return proceed(*args, **options)
 

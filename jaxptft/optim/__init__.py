@@ -5,6 +5,7 @@ from jaxptft.optim.freezing import freeze, frozen_prefix, head_only, top_layers,
 from jaxptft.optim.patterns import by_pattern, mask, matches, paths
 from jaxptft.optim.plan import NO_DECAY, Plan, Rule, Timetable, frozen, multiplied, timetable
 from jaxptft.optim.plans import bias_only, gradual_unfreezing, layer_decay
+from jaxptft.optim.pruning import Pruned, cubic_sparsity, magnitude_masks, pruned, zeros_by_path
 from jaxptft.optim.schedules import KINDS, schedule
 from jaxptft.optim.split_tree import merge, partition
 from jaxptft.optim.staged import by_stage, clip_by_group, plan_adamw
@@ -13,6 +14,7 @@ __all__ = [
     "KINDS",
     "NO_DECAY",
     "Plan",
+    "Pruned",
     "Rule",
     "Timetable",
     "adamw",
@@ -21,12 +23,14 @@ __all__ = [
     "by_stage",
     "clip_by_global_norm",
     "clip_by_group",
+    "cubic_sparsity",
     "freeze",
     "frozen",
     "frozen_prefix",
     "gradual_unfreezing",
     "head_only",
     "layer_decay",
+    "magnitude_masks",
     "mask",
     "matches",
     "merge",
@@ -34,8 +38,10 @@ __all__ = [
     "partition",
     "paths",
     "plan_adamw",
+    "pruned",
     "schedule",
     "timetable",
     "top_layers",
     "trainable_mask",
+    "zeros_by_path",
 ]

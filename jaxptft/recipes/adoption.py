@@ -1,11 +1,12 @@
 """What of a model is imported, what starts afresh, and which of it may train."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 
-from jaxptft import convert, objectives, optim
+from jaxptft import convert, models, objectives, optim
 from jaxptft.objectives import Params
 from jaxptft.recipes import training_plan
 from jaxptft.recipes.finetune import Config
@@ -84,3 +85,15 @@ def check_baseline(config: Config, params: Params, heads: Sequence[str | None]) 
                 f"optimizer.multipliers has {pattern!r}, of which a baseline from scratch has nothing; leave out "
                 "the pattern or the baseline"
             )
+
+
+def with_padding(checkpoint: convert.Checkpoint, tokenizer: Any) -> convert.Checkpoint:
+    """A GPT-2 that names no padding token makes a classifier that transformers takes one row at a time; so it is named.
+
+    Others are as they were.
+    """
+    architecture, pad = checkpoint.config, tokenizer.pad_token_id
+    pad = tokenizer.eos_token_id if pad is None else pad
+    if isinstance(architecture, models.Gpt2Config) and architecture.pad_id is None and pad is not None:
+        return replace(checkpoint, config=replace(architecture, pad_id=pad))
+    return checkpoint

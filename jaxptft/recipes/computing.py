@@ -4,8 +4,20 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-from jaxptft.recipes.training import computed_with
 from jaxptft.recipes.training_settings import LAYER_RUN, LearningSettings
+
+
+def dropouts_of(config: Any) -> list[str]:
+    """The names of a model's dropout rates."""
+    # None stands for another field's rate, True and False for whether a place drops at all.
+    ending = [field.name for field in fields(config) if field.name.endswith("dropout")]
+    values = {name: getattr(config, name) for name in ending}
+    return [name for name, value in values.items() if isinstance(value, int | float) and not isinstance(value, bool)]
+
+
+def computed_with(config: Any, *, dtype: str, dropout: float | None = None) -> Any:
+    """A model's config with another dtype to compute in and, where `dropout` is given, with that rate everywhere."""
+    return replace(config, dtype=dtype, **({} if dropout is None else dict.fromkeys(dropouts_of(config), dropout)))
 
 
 def computed_as(architecture: Any, config: LearningSettings, say: Callable[[str], None]) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxptft import convert, data, models, objectives, train
 from jaxptft.recipes import report as reports
 from jaxptft.recipes.additions import Addition, Build
+from jaxptft.recipes.computing import computed_with
 from jaxptft.recipes.distill import Config
 from jaxptft.recipes.finetune_run import FinetuneRun
 from jaxptft.recipes.inference import settings_of
@@ -20,7 +21,6 @@ from jaxptft.recipes.tasks import head_of
 from jaxptft.recipes.tasks.contract import Task
 from jaxptft.recipes.tasks.unlabelled import Unlabelled
 from jaxptft.recipes.teacher_logits import taught
-from jaxptft.recipes.training import computed_with
 
 if TYPE_CHECKING:
     from jaxptft.train import LoopState, StopFlag

@@ -131,6 +131,37 @@ class Adaptation(Settings):
         return self
 
 
+class Pruning(Settings):
+    """Weights set to zero while the others learn, and held there; best is the best model from the end on."""
+
+    method: Literal["none", "magnitude", "movement", "keep"] = "none"
+    """which go: the smallest, or those that training moves towards zero; keep: what is zero in the model stays so"""
+    sparsity: float = Field(default=0.5, gt=0, lt=1)
+    """the share that is zero in the end"""
+    scope: Literal["global", "layer"] = "global"
+    """the share of all together, or of each matrix"""
+    patterns: tuple[str, ...] = ()
+    """path patterns of matrices (default: those of the layers that train)"""
+    begin: float = Field(default=0.1, ge=0, le=1)
+    """the share of the steps from which on weights go"""
+    end: float = Field(default=0.7, ge=0, le=1)
+    """and by which they have gone"""
+    updates: int = Field(default=20, ge=1)
+    """how often masks are made anew in between"""
+
+    @model_validator(mode="after")
+    def _of_use(self) -> "Pruning":
+        usual = Pruning.model_construct()
+        given = [name for name in type(self).model_fields if getattr(self, name) != getattr(usual, name)]
+        if self.method == "none" and given:
+            raise ValueError(f"pruning.{given[0]} is given and pruning.method is not; give one of them")
+        if self.method == "keep" and (others := [name for name in given if name not in ("method", "patterns")]):
+            raise ValueError(f"pruning.method keep makes no weight zero, and so has no {others[0]}; leave it out")
+        if self.begin > self.end:
+            raise ValueError(f"pruning.begin is {self.begin} and pruning.end {self.end}; give an end that comes later")
+        return self
+
+
 class Config(TrainingSettings):
     """Fine-tune a model: jaxptft finetune --model DIR --train train.csv --eval dev.csv --out runs/x"""
 
@@ -165,6 +196,7 @@ class Config(TrainingSettings):
     """weight of ||theta - theta_pretrained||^2 over the trainable parameters of the imported backbone"""
     l2: L2 = L2()
     lora: Lora = Lora()
+    pruning: Pruning = Pruning()
     mixout: float = Field(default=0.0, ge=0, lt=1)
     """probability that in training an element of an imported kernel is put back to its imported value"""
     r_drop: float = Field(default=0.0, ge=0)
@@ -186,6 +218,19 @@ class Config(TrainingSettings):
     """what decides which model is best: accuracy, macro_f1, loss, ... as the task has them (default: its first)"""
     family: str | None = None
     """the architecture, where config.json names none"""
+
+    @model_validator(mode="after")
+    def _prunes(self) -> "Config":
+        if self.pruning.method == "none":
+            return self
+        if self.lora.rank:
+            raise ValueError("lora leaves the imported kernels as they are, and pruning changes them; choose one")
+        staged = any(rule != "frozen" and rule.unfreeze for rule in self.plan.values())
+        if staged or self.unfreeze.every is not None or self.unfreeze.at:
+            raise ValueError("pruning is for matrices that train from the start; leave out unfreeze, or pruning")
+        if self.pruning.method == "keep" and (self.from_scratch or self.baseline == "scratch"):
+            raise ValueError("pruning.method keep is of an imported model's zeros, and from scratch there are none")
+        return self
 
 
 class Result(NamedTuple):

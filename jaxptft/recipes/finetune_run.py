@@ -2,16 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
 from jaxptft import convert, data, models, objectives, train
-from jaxptft.recipes import adaptation, additions, dials, forgetting_report, keeping, kept_features, packing
+from jaxptft.recipes import adaptation, additions, adoption, dials, forgetting_report, keeping, kept_features, packing
 from jaxptft.recipes import report as reports
-from jaxptft.recipes.adoption import adopt, check_baseline, draw_missing, fresh_pieces, refuse_frozen_fresh
 from jaxptft.recipes.computing import computed_as
 from jaxptft.recipes.device_mesh import choose_mesh
 from jaxptft.recipes.finetune import Config
@@ -20,6 +18,7 @@ from jaxptft.recipes.inference import with_settings
 from jaxptft.recipes.measured import Measured
 from jaxptft.recipes.mixed import Mixed
 from jaxptft.recipes.model_source import can_have, locate, model_fingerprint, open_model
+from jaxptft.recipes.pruning import pruner_of
 from jaxptft.recipes.tasks import IMAGE_TASKS, head_of, module_of
 from jaxptft.recipes.tasks.contract import Task
 from jaxptft.recipes.tasks.kinds import reads_images
@@ -93,7 +92,7 @@ class FinetuneRun:
         positions = self.checkpoint.config.max_length
         if config.max_length > positions:
             raise ValueError(f"max_length is {config.max_length}, but {config.model} has {positions} positions")
-        self._name_padding()
+        self.checkpoint = adoption.with_padding(self.checkpoint, self.tokenizer)
 
     def _load(self, heads: tuple[str, ...]) -> tuple[Path, convert.Checkpoint]:
         """The folder with the tokenizer, and what is learnt on from."""
@@ -113,13 +112,6 @@ class FinetuneRun:
             allow_unused=config.allow_unused,
             allow_missing=config.allow_missing,
         )
-
-    def _name_padding(self) -> None:
-        """A GPT-2 that names no padding token makes a classifier that transformers takes one row at a time."""
-        architecture, pad = self.checkpoint.config, self.tokenizer.pad_token_id
-        pad = self.tokenizer.eos_token_id if pad is None else pad
-        if isinstance(architecture, models.Gpt2Config) and architecture.pad_id is None and pad is not None:
-            self.checkpoint = replace(self.checkpoint, config=replace(architecture, pad_id=pad))
 
     def _read_data(self) -> None:
         self.task: Task = self._read_task()
@@ -221,7 +213,7 @@ class FinetuneRun:
         if others:
             self.say(f"the checkpoint's heads of other tasks are dropped: {', '.join(sorted(others))}")
         self.kept = kept
-        fresh = draw_missing(
+        fresh = adoption.draw_missing(
             self._learnt(None).init,
             {} if config.from_scratch else kept,
             init_rng,
@@ -229,15 +221,15 @@ class FinetuneRun:
             compiled=self._compiled_init,
         )
         self.imported = {} if config.from_scratch else {"backbone": kept["backbone"]}
-        self.params, self.trainable = adopt({} if config.from_scratch else kept, fresh, config.freeze)
+        self.params, self.trainable = adoption.adopt({} if config.from_scratch else kept, fresh, config.freeze)
         origin = "fresh (from scratch)"
         if not config.from_scratch:
-            refuse_frozen_fresh(fresh, self.trainable, kept, model=config.model, freeze=config.freeze)
+            adoption.refuse_frozen_fresh(fresh, self.trainable, kept, model=config.model, freeze=config.freeze)
             origin = config.model if task.head is None else f"{config.model}, head {head}"
-            if new := fresh_pieces(fresh, kept):
+            if new := adoption.fresh_pieces(fresh, kept):
                 self.say(f"{config.model} lacks {', '.join(new)}: fresh")
         self.params, self.trainable = keeping.with_adapters(config, self.params, self.trainable, self.imported)
-        check_baseline(config, self.params, [one.head for one in self.additions if one.name == "dann"])
+        adoption.check_baseline(config, self.params, [one.head for one in self.additions if one.name == "dann"])
         self.moves = keeping.moving(self.trainable)  # of the model's own parameters
         self.origin = f"{checkpoint.family} from {origin}"
 
@@ -301,7 +293,10 @@ class FinetuneRun:
             self.checkpoint,
             **{"tokenizer": self.tokenizer, "mesh": self.mesh, "say": self.say, "stop": self.stop},
         )
-        watched = probe is not None and config.forgetting.every == "evaluation"
+        self.pruner = pruner_of(config.pruning, self.params, self.trainable)
+        watches = [] if self.pruner is None else [self.pruner.watch]
+        if probe is not None and config.forgetting.every == "evaluation":
+            watches.append(lambda state: probe.watch(self.merged(state.params)))
         self.training = Training(
             config,
             name=self.name,
@@ -316,7 +311,8 @@ class FinetuneRun:
             rng=self.step_rng,
             batches=self.batches,
             judge=lambda evaluation: task.metrics(evaluation.predictions, "eval"),
-            watch=(lambda state: probe.watch(self.merged(state.params))) if probe is not None and watched else None,
+            watch=lambda state: {name: value for watch in watches for name, value in watch(state).items()},
+            pruner=self.pruner,
             monitor=self.monitor,
             higher_is_better=self.higher_is_better,
             prepare=self.measured.keep,
@@ -377,10 +373,13 @@ class FinetuneRun:
             **({"settled": settled} if settled else {}),
             **task.facts,
             **({} if forgotten is None else {"forgetting": forgotten.to_dict()}),
+            **({} if self.pruner is None else {"pruning": self.pruner.facts(model)}),
             **self._facts(),
         }
         reports.save_report(config.out, found, facts)
         reports.plot_history(config.out / "history.png", training.journal.read(), training.charted)
+        if self.pruner is not None:
+            self.say(self.pruner.told(model))
         if forgotten is not None:
             forgetting_report.keep(config.out, forgotten, training.journal.read())
             self.say(forgotten.suggestion)

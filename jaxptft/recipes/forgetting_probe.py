@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxptft import convert, data, losses, models, objectives, optim, train
+from jaxptft.recipes.computing import computed_with
 from jaxptft.recipes.drift import drift
 from jaxptft.recipes.finetune import Config
 from jaxptft.recipes.forgetting import HeldText
 from jaxptft.recipes.forgetting_report import Comparison, Layer
-from jaxptft.recipes.training import EVALUATION_ROWS, computed_with
+from jaxptft.recipes.training import EVALUATION_ROWS
 from jaxptft.recipes.training_plan import piece_of
 
 _BUCKETS = 4

@@ -14,7 +14,7 @@ from jaxptft.convert.families import find_family
 from jaxptft.convert.heads import find_architecture
 from jaxptft.recipes import report as reports
 from jaxptft.recipes.adoption import adopt, draw_missing, fresh_pieces, refuse_frozen_fresh
-from jaxptft.recipes.computing import computed_as
+from jaxptft.recipes.computing import computed_as, dropouts_of
 from jaxptft.recipes.device_mesh import choose_mesh
 from jaxptft.recipes.model_source import model_fingerprint, open_model
 from jaxptft.recipes.pretrain import Config
@@ -22,7 +22,6 @@ from jaxptft.recipes.training import (
     EVALUATION_ROWS,
     LAST,
     Training,
-    dropouts_of,
     frozen_depth,
     last,
 )

@@ -33,6 +33,8 @@ class Config(Settings):
     """a scale reaches the largest weight, or leaves the least squared error"""
     calibrate: str | None = None
     """rows that the ranges of static are measured on"""
+    percentile: float = Field(default=100.0, gt=50, le=100)
+    """how many in a hundred of a layer's inputs its range of static holds (100: all)"""
     data: str | None = None
     """labelled rows for the table (default: the run's evaluation rows)"""
     columns: Columns = Columns()
@@ -51,6 +53,8 @@ class Config(Settings):
     def _fits(self) -> "Config":
         if (self.mode == "static") != (self.calibrate is not None):
             raise ValueError("mode static and calibrate belong together; give both, or neither")
+        if self.percentile != 100 and self.mode != "static":
+            raise ValueError("percentile is of the ranges of mode static; leave it out")
         if self.data is None and (self.split is not None or self.columns != Columns()):
             raise ValueError("columns and split are those of data; give data too")
         return self
@@ -93,7 +97,8 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
     ranges = None
     if config.calibrate is not None:
         options: dict[str, Any] = {"columns": asked.columns, "split": None, "count": config.rows, "say": say}
-        ranges = tables.ranges(before, rows_of(opened, config.calibrate, run=None, **options)[0])
+        rows = rows_of(opened, config.calibrate, run=None, **options)[0]
+        ranges = tables.ranges(before, rows, percentile=config.percentile)
     changed = copy.copy(opened)
     changed.params = export.quantize(opened.params, paths, clip=config.clip, ranges=ranges)
     mode, why = config.mode, None
@@ -112,6 +117,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
         record = {
             "model": config.model,
             **about,
+            "percentile": config.percentile,
             "why": why,
             "matrices": paths,
             **found,

@@ -27,14 +27,18 @@ class Side(NamedTuple):
     folder: Path
 
 
-def ranges(live: Live, batches: Sequence[Batch]) -> dict[str, float]:
-    """The largest magnitude among the inputs of each projection over all batches, by the path of its kernel."""
-    observe = jax.jit(lambda params, inputs: models.input_ranges(live.function, params, inputs))
-    found: dict[str, float] = {}
+def ranges(live: Live, batches: Sequence[Batch], *, percentile: float = 100.0) -> dict[str, float]:
+    """What the inputs of each projection reach, by the path of its kernel.
+
+    That is the largest magnitude over all batches, or the mean over batches of a percentile of the magnitudes.
+    """
+    observe = jax.jit(lambda params, inputs: models.input_ranges(live.function, params, inputs, percentile=percentile))
+    found: dict[str, list[float]] = {}
     for batch in batches:
-        for path, largest in observe(live.params, {name: batch[name] for name in live.inputs}).items():
-            found[path] = max(found.get(path, 0.0), float(largest))
-    return found
+        for path, reached in observe(live.params, {name: batch[name] for name in live.inputs}).items():
+            found.setdefault(path, []).append(float(reached))
+    over = max if percentile == 100 else np.mean
+    return {path: float(over(values)) for path, values in found.items()}
 
 
 def faster(live: Live, params: models.Params, batch: Batch, *, calls: int) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from jaxptft import data, optim, train
 from jaxptft.objectives import Objective, Params
 from jaxptft.recipes import device_mesh, run_folder, training_plan, training_state
 from jaxptft.recipes.dials import Dials, Program, dials_of, turned
+from jaxptft.recipes.pruning import Pruner
 from jaxptft.recipes.training_settings import LearningSettings, total_steps
 
 EVALUATION_ROWS = 64  # in a batch
@@ -48,7 +49,8 @@ class Training:
     objective is one, or a function that makes one for the trainable mask of a stage, so that what is frozen then runs
     without dropout; the state and constants of all stages are one. imported, where it is given, is what did not start
     afresh; a plan that would never train the rest is refused. prepare is called when the folder is the run's, before
-    the first step. Leaves that match clip_apart are clipped by a norm of their own.
+    the first step. Leaves that match clip_apart are clipped by a norm of their own. A pruner changes the optimizer, and
+    says from when on an evaluation may be the best.
 
     Where `program` is given, it is shared with other runs, and the steps take the dials of this one as arguments:
     objective_with makes the objective of a trainable mask with the dials that it is given.
@@ -75,6 +77,7 @@ class Training:
         watch: Callable[[train.State], dict[str, float]] | None = None,
         prepare: Callable[[], None] = lambda: None,
         clip_apart: Sequence[str] = (),
+        pruner: Pruner | None = None,
         program: Program | None = None,
         objective_with: Callable[[Any, Dials], Objective] | None = None,
     ):
@@ -89,7 +92,7 @@ class Training:
         )
         if imported is not None:
             training_plan.refuse_fresh(self.plan, imported)
-        self._clip_apart = clip_apart
+        self._clip_apart, self._pruner = clip_apart, pruner
         self.learning_rate, self.optimizer = self._make_optimizer(config, steps)
         self._objectives = _by_stage(objective, self.plan, steps)
         self.objective = self._objectives[0]
@@ -209,6 +212,7 @@ class Training:
                 },
                 learning_rate=self.learning_rate,
                 place=self._place_of_steps(),
+                counts=partial(self._pruner.is_done, steps=self.schedule.steps) if self._pruner is not None else None,
                 together=self._together,
                 longest=self._longest,
                 ahead=self.config.read_ahead,
@@ -345,7 +349,8 @@ class Training:
         o = config.optimizer
         rate = optim.schedule(o.schedule, peak=config.learning_rate, steps=steps, warmup=o.warmup, cycles=o.cycles)
         chosen: dict[str, Any] = {"weight_decay": o.weight_decay, "clip_norm": o.clip_norm, "b1": o.b1, "b2": o.b2}
-        return rate, optim.plan_adamw(rate, self.plan, **chosen, eps=o.eps, clip_apart=self._clip_apart)
+        made = optim.plan_adamw(rate, self.plan, **chosen, eps=o.eps, clip_apart=self._clip_apart)
+        return rate, made if self._pruner is None else self._pruner.optimizer(made, steps)
 
     def _part(self, name: Any, make: Callable[[], Any]) -> Any:
         """A part of the program, which other runs may have made."""
@@ -377,19 +382,6 @@ def frozen_depth(trainable: Any, config: Any) -> int | None:
         return depth
     groups = config.layer_groups
     return config.layers + 1 if depth > groups else config.layers if depth == groups else 0
-
-
-def computed_with(config: Any, *, dtype: str, dropout: float | None = None) -> Any:
-    """A model's config with another dtype to compute in and, where `dropout` is given, with that rate everywhere."""
-    return replace(config, dtype=dtype, **({} if dropout is None else dict.fromkeys(dropouts_of(config), dropout)))
-
-
-def dropouts_of(config: Any) -> list[str]:
-    """The names of a model's dropout rates."""
-    # None stands for another field's rate, True and False for whether a place drops at all.
-    ending = [field.name for field in fields(config) if field.name.endswith("dropout")]
-    values = {name: getattr(config, name) for name in ending}
-    return [name for name, value in values.items() if isinstance(value, int | float) and not isinstance(value, bool)]
 
 
 def last(state: train.State) -> dict[str, float]:

@@ -113,6 +113,7 @@ def fit(
     together: int = 1,
     longest: float | None = None,
     ahead: int = 0,
+    counts: Callable[[State], bool] | None = None,
     progress: Progress | None = None,
     stop: StopFlag | None = None,
 ) -> tuple[State, LoopState]:
@@ -136,6 +137,7 @@ def fit(
         longest: seconds that a dispatch of several steps may last: as few are taken as their pace demands, the first
             alone. Of several processes each would choose for itself, so there it must be None, for any time.
         ahead: how many dispatches' batches are read ahead of them, by a thread.
+        counts: whether a state may be the best yet; before, evaluations are logged and decide nothing. The last does.
 
     Saving goes on in the background while steps are taken, and what goes wrong with it (OSError on a full disk) is
     raised at the next step. Where several processes run together, the first alone saves.
@@ -220,12 +222,18 @@ def fit(
         finite = _finite(metrics)
         journal.write(now, kind="evaluation", **finite)
         value = metrics[schedule.monitor]
+        loop.evaluated_step = now
+        if counts is not None and now < schedule.steps and not counts(state):
+            told(metrics)
+            return
         if _better(value, loop.best, schedule.higher_is_better):
             loop.best, loop.best_step, loop.evaluations_without_gain = value, now, 0
             write(best, Best(state.params, state.objective_state), {"metrics": finite}, lambda: None)
         else:
             loop.evaluations_without_gain += 1
-        loop.evaluated_step = now
+        told(metrics)
+
+    def told(metrics: dict[str, float]) -> None:
         if progress is not None:
             shown = "  ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
             progress.note(f"{progress.name}: step {now}  {shown}" + ("  (best)" if loop.best_step == now else ""))

@@ -32,11 +32,11 @@ def test_the_frozen_depth_counts_the_models_layers_not_the_stored_ones(groups, f
 
 def test_one_dropout_replaces_every_rate_and_leaves_what_is_no_rate():
     config = models.BertConfig(vocab_size=9, width=4, layers=1, heads=1, mlp_width=4)
-    changed = training.computed_with(config, dtype="bfloat16", dropout=0.3)
+    changed = computing.computed_with(config, dtype="bfloat16", dropout=0.3)
     assert (changed.dropout, changed.attention_dropout, changed.dtype) == (0.3, 0.3, "bfloat16")
     assert changed.head_dropout is None  # that is, dropout's
     assert changed.classifier_input_dropout is True
-    assert training.computed_with(config, dtype="float32") == config
+    assert computing.computed_with(config, dtype="float32") == config
 
 
 def test_each_stage_has_its_own_objective_and_all_the_same_constants():
@@ -67,7 +67,7 @@ def test_a_run_s_settings_say_how_the_model_is_computed(tmp_path):
     given = {"out": str(tmp_path), "dropout": 0.3, "dtype": "bfloat16"}
     said = []
     plain = computing.computed_as(config, settings.build(LearningSettings, given), said.append)
-    assert plain == training.computed_with(config, dtype="bfloat16", dropout=0.3)
+    assert plain == computing.computed_with(config, dtype="bfloat16", dropout=0.3)
     assert not said
     asked = settings.build(LearningSettings, given | {"scan_layers": True, "remat": "dots"})
     assert computing.computed_as(config, asked, said.append) == replace(plain, scan_layers=True, remat="dots")

@@ -143,6 +143,7 @@ class Runs:
             "l2_to_pretrained": {"l2-to-pretrained": 0.01, "l2.new": 0.01},
             "mixout": {"mixout": 0.3},
             "lora": {"lora.rank": 2},
+            "pruned": {"pruning.method": "movement", "pruning.sparsity": 0.6},
             "auxiliary": {"auxiliary.weight": 0.5, "auxiliary.corpus": corpus, "auxiliary.documents": "blank-line"},
         }
         for name, flags in ways.items():
