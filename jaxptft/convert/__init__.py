@@ -7,6 +7,7 @@ from jaxptft.convert.folder import export_folder, import_folder, inspect, load, 
 from jaxptft.convert.manifest import Entry, Manifest
 from jaxptft.convert.native import read_native, write_native
 from jaxptft.convert.peft import Adapter, load_adapter, save_adapter
+from jaxptft.convert.slimming import head_count, keep_heads, keep_neurons, neuron_count
 from jaxptft.convert.staging import tokenizer_files
 from jaxptft.convert.surgery import (
     add_layers,
@@ -30,11 +31,15 @@ __all__ = [
     "drop_heads",
     "drop_layers",
     "export_folder",
+    "head_count",
     "import_folder",
     "inspect",
+    "keep_heads",
     "keep_layers",
+    "keep_neurons",
     "load",
     "load_adapter",
+    "neuron_count",
     "new_checkpoint",
     "read_native",
     "reinitialize",

@@ -18,6 +18,7 @@ from jaxptft.convert.manifest import Manifest
 from jaxptft.convert.match import match
 from jaxptft.convert.native import DESCRIPTION, read_native, write_native
 from jaxptft.convert.rules import Config, Family
+from jaxptft.convert.slimming import KEPT, narrowed, whole_config, widened
 from jaxptft.convert.staging import new_folder, tokenizer_files
 from jaxptft.convert.tensors import read_tensors, write_tensors
 from jaxptft.models import Params
@@ -51,7 +52,7 @@ def load(
         )
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    return Checkpoint(
+    made = Checkpoint(
         family=opened.table.name,
         config=opened.config,
         params=params,
@@ -60,6 +61,7 @@ def load(
         manifest=manifest,
         tokenizer_files=tokenizer_files(source),
     )
+    return narrowed(made, opened.fields)
 
 
 def inspect(
@@ -101,14 +103,14 @@ def save(
     Raises FileExistsError for a folder that is not empty, ValueError where parameters, labels and config disagree.
     """
     table = find_family(checkpoint.family)
-    params = checkpoint.params if params is None else params
+    config, params = widened(checkpoint, checkpoint.params if params is None else params)
     labels = checkpoint.labels if labels is None else list(labels)
     heads = engine.heads_of(table, params)
-    tensors = engine.export_tensors(table, checkpoint.config, params, checkpoint.extras, dtype=dtype)
+    tensors = engine.export_tensors(table, config, params, checkpoint.extras, dtype=dtype)
     fields = _fields(table, checkpoint, heads, dtype) | dict(fields or {})
     manifest, _ = match(
         table,
-        checkpoint.config,
+        config,
         tensors,
         fields=fields,
         heads=heads,
@@ -183,11 +185,11 @@ def _open(
     if (source / DESCRIPTION).is_file():
         # What was imported once was accepted then; it is read through its own export.
         native = read_native(source)
-        table, config = find_family(native.family), native.config
+        table, (config, params) = find_family(native.family), widened(native, native.params)
         fields = _fields(table, native, engine.heads_of(table, native.params), None)
         if native.labels is not None:
             fields = _with_class_names(fields, native.labels, len(native.labels))
-        tensors = engine.export_tensors(table, config, native.params, native.extras)
+        tensors = engine.export_tensors(table, config, params, native.extras)
         allow_unused, allow_missing = ["*"], native.extras.absent
     else:
         fields = read_json(source / "config.json")
@@ -227,7 +229,10 @@ def _labels(
 def _fields(table: Family, checkpoint: Checkpoint, heads: Sequence[str], dtype: str | None) -> dict[str, Any]:
     """The config.json of what is written, but for the names of its classes."""
     extras = checkpoint.extras
-    fields = table.write_config(checkpoint.config, extras.fields)
+    fields = table.write_config(whole_config(checkpoint.config), extras.fields)
+    fields.pop(KEPT, None)
+    if kept := getattr(checkpoint.config, "kept_heads", None):
+        fields[KEPT] = list(kept)
     if not extras.restores(heads) or not fields.get("architectures"):
         fields["architectures"] = [find_architecture(table, heads)]
     if extras.names and not extras.restores(heads):

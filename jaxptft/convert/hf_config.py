@@ -39,7 +39,7 @@ _DESCRIBING = """
     early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty
     length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
     forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
-    begin_suppress_tokens xla_device model_max_length
+    begin_suppress_tokens xla_device model_max_length jaxptft_kept_heads
 """
 HARMLESS = frozenset(_DESCRIBING.split())
 """What every family may carry along unread."""

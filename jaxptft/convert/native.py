@@ -20,6 +20,7 @@ from jaxptft.convert.families import find_family
 from jaxptft.convert.hf_config import read_json
 from jaxptft.convert.manifest import Manifest
 from jaxptft.convert.match import FLOATING, standard_name
+from jaxptft.convert.slimming import widened
 from jaxptft.convert.staging import new_folder, tokenizer_files
 from jaxptft.convert.wording import reason, spelt
 
@@ -123,7 +124,7 @@ def _check(checkpoint: Checkpoint) -> None:
     for path, array in flatten(checkpoint.params).items():
         if array.dtype != np.float32:
             raise ValueError(f"parameter {spelt(path)} is {array.dtype}, expected float32")
-    fitted(find_family(checkpoint.family), checkpoint.config, checkpoint.params, absent=extras.absent)
+    fitted(find_family(checkpoint.family), *widened(checkpoint, checkpoint.params), absent=extras.absent)
 
 
 def _as_tuple(value: Any) -> Any:

@@ -134,7 +134,7 @@ def resize_vocabulary(
         bias = params["mlm"]["bias"]
         value = bias.mean(dtype=np.float64) if new_rows == "mean" else 0.0
         params["mlm"] = {**params["mlm"], "bias": _extended(bias, np.full(added, value), size)}
-    return _changed(checkpoint, replace(checkpoint.config, vocab_size=size), params)
+    return with_changes(checkpoint, replace(checkpoint.config, vocab_size=size), params)
 
 
 def reinitialize(checkpoint: Checkpoint, chosen: Callable[[str], bool], *, rng: Key[Array, ""]) -> Checkpoint:
@@ -198,7 +198,7 @@ def _arranged(checkpoint: Checkpoint, order: Sequence[int]) -> Checkpoint:
     old = checkpoint.config
     config = _arranged_config(old, order)
     if isinstance(old, BertConfig) and old.layer_groups is not None:
-        return _changed(checkpoint, config, checkpoint.params)
+        return with_changes(checkpoint, config, checkpoint.params)
     backbone = {name: part for name, part in checkpoint.params["backbone"].items() if not name.startswith("layer_")}
     for place, layer in enumerate(order):
         backbone[f"layer_{place}"] = jax.tree.map(np.array, checkpoint.params["backbone"][f"layer_{layer}"])
@@ -209,7 +209,7 @@ def _arranged(checkpoint: Checkpoint, order: Sequence[int]) -> Checkpoint:
             return path
         return "/".join(["backbone", f"layer_{order[int(start.removeprefix('layer_'))]}", *rest])
 
-    return _changed(checkpoint, config, {**checkpoint.params, "backbone": backbone}, moved)
+    return with_changes(checkpoint, config, {**checkpoint.params, "backbone": backbone}, moved)
 
 
 def _arranged_config(config: Config, order: Sequence[int]) -> Config:
@@ -234,6 +234,8 @@ def _arranged_config(config: Config, order: Sequence[int]) -> Config:
             )
         kinds = tuple(place for place, layer in enumerate(order) if config.is_global(layer))
         return replace(config, layers=len(order), global_layers=kinds)
+    if isinstance(config, BertConfig) and config.kept_heads is not None and config.layer_groups is None:
+        return replace(config, layers=len(order), kept_heads=tuple(config.kept_heads[layer] for layer in order))
     return replace(config, layers=len(order))
 
 
@@ -294,11 +296,11 @@ def _with_heads(checkpoint: Checkpoint, params: Params, labels: list[str] | None
     if any(table.heads[head].tied for head in heads_of(table, params)):
         about_the_head.add("tie_word_embeddings")
     fields = {name: value for name, value in checkpoint.extras.fields.items() if name not in about_the_head}
-    changed = _changed(checkpoint, checkpoint.config, params)
+    changed = with_changes(checkpoint, checkpoint.config, params)
     return replace(changed, labels=labels, extras=replace(changed.extras, fields=fields))
 
 
-def _changed(
+def with_changes(
     checkpoint: Checkpoint, config: Config, params: Params, moved: Callable[[str], str] = lambda path: path
 ) -> Checkpoint:
     """The checkpoint of a changed model; `moved` gives the path that a parameter of the backbone had before."""

@@ -7,6 +7,7 @@ from jaxptft.models.build import build, features
 from jaxptft.models.conv_config import ConvConfig
 from jaxptft.models.decoding import Decoder, Generated, generate
 from jaxptft.models.dvae import DvaeConfig, dvae
+from jaxptft.models.gates import with_gates
 from jaxptft.models.gpt2 import decoder
 from jaxptft.models.gpt2_config import Gpt2Config
 from jaxptft.models.int8 import (
@@ -62,5 +63,6 @@ __all__ = [
     "resnet_config",
     "stack",
     "usual_pooling",
+    "with_gates",
     "with_int8",
 ]

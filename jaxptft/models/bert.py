@@ -46,11 +46,13 @@ class Layer(nn.Module):
     """Attention and MLP, each followed by dropout, the residual sum and a norm."""
 
     config: BertConfig
+    kept_heads: int | None = None
 
     def setup(self) -> None:
         config = self.config
         values = {"initializer_range": config.initializer_range, "dtype": config.dtype}
-        self.attention = Attention(config.width, config.heads, config.attention_dropout, **values)
+        drop = config.attention_dropout
+        self.attention = Attention(config.width, config.heads, drop, **values, kept_heads=self.kept_heads)
         self.attention_norm = LayerNorm(config.norm_epsilon, config.dtype)
         self.mlp = Mlp(config.width, config.mlp_width, config.activation, **values)
         self.mlp_norm = LayerNorm(config.norm_epsilon, config.dtype)
@@ -75,7 +77,8 @@ class Bert(nn.Module):
     def setup(self) -> None:
         config = self.config
         self.embeddings = Embeddings(config)
-        self.layer = [Layer(config) for _ in range(config.layer_groups or config.layers)]
+        kept = config.kept_heads or (None,) * config.stored_layers
+        self.layer = [Layer(config, heads) for heads in kept]
         self.pooler = Dense(config.width, config.initializer_range, config.dtype)
 
     def embed(self, batch: Batch, *, train: bool) -> Float[Array, "batch length width"]:

@@ -37,6 +37,8 @@ class BertConfig:
     row of the word table that is zero at the start and never gets a gradient (None: no such row).
 
     Layers: `layer_groups` k stores k layers, each applied in layers / k places in succession (None: none is shared).
+    `kept_heads` is how many heads each stored layer has left, of `heads` that it was made with, which say how wide each
+    is (None: all).
 
     Heads: `pooler` says whether there is a tanh pooler. `classifier_activation` not None has classification read the
     first token's hidden state through a hidden layer of its own instead, with dropout on what comes in unless
@@ -79,6 +81,7 @@ class BertConfig:
     choice_dropout: float | None = None
     answer_dropout: float = 0.0
     sentence_dropout: float = 0.0
+    kept_heads: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_integers(self, "vocab_size", "width", "layers", "heads", "mlp_width", "positions")
@@ -92,6 +95,7 @@ class BertConfig:
             raise ValueError(
                 f"BertConfig.layer_groups must be at most layers, got {self.layer_groups} and {self.layers} layers"
             )
+        self._check_kept_heads()
         check_activations(self, "activation")
         check_activations(self, "classifier_activation", "mlm_activation", optional=True)
         check_choice(self, "sentence_head", ("nsp", "sop"))
@@ -111,6 +115,26 @@ class BertConfig:
             raise ValueError(
                 f"BertConfig.positions must exceed position_offset {self.position_offset}, got {self.positions}"
             )
+
+    def _check_kept_heads(self) -> None:
+        kept = self.kept_heads
+        if kept is None:
+            return
+        whole = all(isinstance(heads, int) and not isinstance(heads, bool) for heads in kept)
+        if len(kept) != self.stored_layers or not whole or not all(1 <= heads <= self.heads for heads in kept):
+            raise ValueError(
+                f"BertConfig.kept_heads must be a number from 1 to {self.heads} for each of "
+                f"{self.stored_layers} stored layers, got {kept}"
+            )
+        if self.scan_layers and len(set(kept)) > 1:
+            raise ValueError(
+                "BertConfig.scan_layers runs layers of one shape, and pruning has left them different numbers of heads"
+            )
+
+    @property
+    def stored_layers(self) -> int:
+        """How many layers have parameters of their own."""
+        return self.layer_groups or self.layers
 
     @property
     def max_length(self) -> int:

@@ -47,7 +47,7 @@ def with_int8(apply: Apply, mode: str) -> Apply:
 
     def answer(proceed: Callable[..., Any], args: Any, options: Any, context: Any) -> Any:
         module, method = context.module, context.method_name
-        if _is_dense(module) and method == "__call__":
+        if is_projection(module) and method == "__call__":
             kernel = module.get_variable("params", "kernel")
             if is_int8(kernel):
                 return _project(module, kernel, args[0], mode)
@@ -72,7 +72,7 @@ def int8_paths(apply: Apply, params: Params, batch: Mapping[str, Any]) -> tuple[
     found: dict[str, None] = {}
 
     def answer(proceed: Callable[..., Any], args: Any, options: Any, context: Any) -> Any:
-        if _is_dense(context.module) and context.method_name == "__call__":
+        if is_projection(context.module) and context.method_name == "__call__":
             found["/".join((*context.module.path, "kernel"))] = None
         elif isinstance(context.module, Embedding) and context.method_name == "setup":
             found["/".join((*context.module.path, "embedding"))] = None
@@ -94,7 +94,7 @@ def input_ranges(
     found: dict[str, Array] = {}
 
     def answer(proceed: Callable[..., Any], args: Any, options: Any, context: Any) -> Any:
-        if _is_dense(context.module) and context.method_name == "__call__":
+        if is_projection(context.module) and context.method_name == "__call__":
             path, magnitudes = "/".join((*context.module.path, "kernel")), jnp.abs(args[0]).astype(jnp.float32)
             largest = magnitudes.max() if percentile == 100 else jnp.percentile(magnitudes, percentile)
             found[path] = jnp.maximum(found[path], largest) if path in found else largest
@@ -105,7 +105,8 @@ def input_ranges(
     return found
 
 
-def _is_dense(module: Any) -> bool:
+def is_projection(module: Any) -> bool:
+    """Whether a module multiplies by a kernel of its own."""
     return isinstance(module, Dense | Projection | nn.Dense)
 
 

@@ -41,6 +41,9 @@ COMMANDS = {
         "run",
         "int8 weights: size, accuracy and speed, before and after",
     ),
+    "prune": Command(
+        "jaxptft.recipes.prune", "Config", "run", "fewer layers, heads and neurons, or zeros: size, accuracy and speed"
+    ),
     "compare": Command(
         "jaxptft.recipes.compare", "Config", "run", "models of one task: size, quality, latency and throughput"
     ),

@@ -100,7 +100,7 @@ class Change(Source):
         if not self.reinit and all(value is None for value in asked):
             raise ValueError("nothing is to change; give keep_layers, vocab_size, new_head, reinit or another")
         for name in ("keep_layers", "drop_layers", "add_layers"):
-            _numbers(name, getattr(self, name) or "0")
+            numbers_of(name, getattr(self, name) or "0")
         return self
 
 
@@ -143,11 +143,11 @@ def change_source(config: Change, *, say: Callable[[str], None] = print) -> None
     words, head, leaves = jax.random.split(jax.random.key(config.seed), 3)
     changed = source
     if config.keep_layers is not None:
-        changed = convert.keep_layers(changed, _numbers("keep_layers", config.keep_layers))
+        changed = convert.keep_layers(changed, numbers_of("keep_layers", config.keep_layers))
     if config.drop_layers is not None:
-        changed = convert.drop_layers(changed, _numbers("drop_layers", config.drop_layers))
+        changed = convert.drop_layers(changed, numbers_of("drop_layers", config.drop_layers))
     if config.add_layers is not None:
-        changed = convert.add_layers(changed, _numbers("add_layers", config.add_layers), start=config.new_layers)
+        changed = convert.add_layers(changed, numbers_of("add_layers", config.add_layers), start=config.new_layers)
     if config.vocab_size is not None:
         changed = convert.resize_vocabulary(changed, config.vocab_size, rng=words, new_rows=config.new_rows)
     if config.new_head == "none":
@@ -200,7 +200,7 @@ def _check_tokenizer(config: Change, changed: Any) -> None:
         )
 
 
-def _numbers(name: str, text: str) -> list[int]:
+def numbers_of(name: str, text: str) -> list[int]:
     """0,2,4-6 -> [0, 2, 4, 5, 6]"""
     found: list[int] = []
     for part in text.split(","):

@@ -83,7 +83,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
         raise ValueError(f"{config.model} is quantized already; give the model that it was made from")
     refuse_place(config.out, config.model, overwrite=config.overwrite)
     keep_compiled_programs()
-    asked = _evaluation(config)
+    asked = evaluation_of(config)
     opened = Opened(config.model, family=config.family, allow_bin=config.allow_bin)
     if opened.task not in export.TASKS:
         raise ValueError(
@@ -130,7 +130,7 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> Path:
     return config.out
 
 
-def _evaluation(config: Config) -> Any:
+def evaluation_of(config: Any) -> Any:
     """What `evaluate` is asked: the rows given, or those that the run chose its best model on."""
     from jaxptft.recipes import evaluate
     from jaxptft.recipes.settings import build, read_yaml
