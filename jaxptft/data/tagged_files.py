@@ -18,6 +18,8 @@ def open_tagged(source: Any, split: str | None = None, *, tables: tuple[str, ...
     Args:
       tables: suffixes of files that are tables with a header, as those of texts are.
     """
+    if isinstance(source, Source):
+        return source
     path = Path(source).expanduser() if isinstance(source, (str, Path)) else None
     if path is None or not path.is_file() or path.suffix.lower() in (*JSON_LINES, *PARQUET):
         return open_source(source, split)

@@ -41,6 +41,7 @@ COMMANDS = {
         "run",
         "int8 weights: size, accuracy and speed, before and after",
     ),
+    "serve": Command("jaxptft.recipes.serve", "Config", "run", "answer rows over HTTP, with a page to try it"),
     "embed": Command("jaxptft.recipes.embed", "Config", "run", "the vector of each row, text or image, in a file"),
     "probe": Command(
         "jaxptft.recipes.probe", "Config", "run", "linear probe and nearest neighbours on frozen features"
