@@ -16,18 +16,17 @@ if TYPE_CHECKING:
     from jaxptft.recipes.inference import Opened
 
 Row = dict[str, Any]
-SHORTEST = 16  # tokens
+_LENGTHS = (16, 32, *(base * 2**power for power in range(5, 16) for base in (1.5, 2)))  # tokens
 _CHOICES = (2, 4, MOST_CHOICES)  # as many has a batch of choices
 
 
 def default_lengths(longest: int) -> tuple[int, ...]:
-    """16, 32, 64 and so forth, and `longest`.
+    """16, 32, 48, 64, 96, 128 and so forth, and `longest`.
 
     >>> default_lengths(100)
-    (16, 32, 64, 100)
+    (16, 32, 48, 64, 96, 100)
     """
-    doubled = [SHORTEST * 2**power for power in range(longest.bit_length()) if SHORTEST * 2**power < longest]
-    return (*doubled, longest)
+    return (*(int(length) for length in _LENGTHS if length < longest), longest)
 
 
 class Answerer:

@@ -81,7 +81,7 @@ def make_app(
     app = FastAPI(
         title="jaxptft serve",
         version=__version__,
-        description=f"Answers of a model for {task}. A request holds one row, or {{'rows': [...]}}.",
+        description=f"Answers of a model for {task.replace('_', ' ')}.",
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
@@ -96,8 +96,8 @@ def make_app(
 
     @app.post("/predict", summary="Answer one row or several", openapi_extra={"requestBody": body}, responses=refusals)
     async def predict(request: Request) -> Response:
-        """One row gives one answer, and `rows` give `predictions`, in their order. What an answer holds is that of
-        `jaxptft predict`, and `truncated`: whether the text was longer than the model reads, and cut."""
+        """One row gives one answer; rows give predictions, in their order. An answer holds what jaxptft predict says,
+        and "truncated": whether the text was longer than the model reads, and cut."""
         if batcher.closing:
             return _refusal(503, "the server is stopping")
         if not state.ready:

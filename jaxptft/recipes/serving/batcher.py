@@ -1,6 +1,6 @@
 """Rows of many requests, answered together by one thread: a bounded queue, from which it takes what is there.
 
-It waits a moment for more rows where there are few, and takes requests in their order, whole: one with more rows than a
+It waits a moment for more where there are few, and takes requests in their order, whole: one with more rows than a
 batch holds is a batch of its own. What a batch raises is raised to the requests in it, and to no other.
 """
 
@@ -47,13 +47,15 @@ class Batcher:
 
     Args:
       answer: rows -> as many answers, in their order. Called by one thread.
-      most: rows after which a batch waits for no more.
+      most: rows of a batch, but for a single request with more.
       room: rows that may wait.
       wait: seconds that a batch waits for more rows.
+      enough: rows with which it does not wait (default: most).
     """
 
-    def __init__(self, answer: Answer, *, most: int, room: int, wait: float):
+    def __init__(self, answer: Answer, *, most: int, room: int, wait: float, enough: int | None = None):
         self._answer, self._most, self._room, self._wait = answer, most, room, wait
+        self._enough = most if enough is None else enough
         self._queue: deque[_Asked] = deque()
         self._rows = 0
         self._changed = threading.Condition()
@@ -126,7 +128,7 @@ class Batcher:
             if not self._queue:
                 return False
             until = time.monotonic() + self._wait
-            while self._rows < self._most and not self._closing:
+            while self._rows < self._enough and not self._closing:
                 if (left := until - time.monotonic()) <= 0:
                     break
                 self._changed.wait(left)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from jaxptft.recipes.serve import Config
 
 Say = Callable[[str], None]
+TOGETHER = 4
+"""How many of the largest batches are taken at once: among more rows more are of one length. Of film reviews of 27
+tokens, 16 at a time cost 2.1 tokens for each that they have, and 64 at a time 1.6, or 1.4 with lengths such as 48."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -38,9 +41,9 @@ class Served:
         refuse_unused(request, opened.task)
         self.config = config
         self.answerer = Answerer(opened, request, sizes=config.batch_sizes, lengths=config.lengths)
-        self.batcher = Batcher(
-            self.answerer, most=self.answerer.sizes[-1], room=config.queue_rows, wait=config.wait_ms / 1000
-        )
+        enough = self.answerer.sizes[-1]
+        wait = config.wait_ms / 1000
+        self.batcher = Batcher(self.answerer, most=TOGETHER * enough, room=config.queue_rows, wait=wait, enough=enough)
         self._facts = _facts(opened, self.answerer)
 
     def about(self) -> Mapping[str, Any]:

@@ -142,6 +142,17 @@ def test_a_batch_waits_for_more_rows_and_no_longer_than_it_must():
     assert last.result(0) == [{"y": 3}]
 
 
+def test_with_enough_rows_it_does_not_wait_and_takes_all_that_are_there():
+    gate = Gate()
+    batcher = Batcher(gate, most=4, room=8, wait=60.0, enough=2)
+    futures = [batcher.submit(rows(number)) for number in range(3)]  # before it begins
+    batcher.start()
+    gate.open.set()
+    assert [future.result(30) for future in futures] == [[{"y": 0}], [{"y": 1}], [{"y": 2}]]
+    assert gate.batches == [[0, 1, 2]]
+    assert batcher.close(30)
+
+
 def test_a_preparation_that_fails_leaves_nobody_waiting():
     reached = threading.Event()
 
