@@ -70,7 +70,6 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> int:
     with Listening(config.host, config.port) as listening:
         served = Served(config, request_of(config))
         gc.set_threshold(700, 10, 10)  # as often as Python does by itself: each batch leaves arrays in cycles
-        say(f"serving {config.model} ({served.answerer.task}) at {listening.url}; Ctrl-C stops")
         listening.serve(served, say=say)
     counts = served.batcher.counts
     say(f"{counts.rows} rows of {counts.requests} requests answered")

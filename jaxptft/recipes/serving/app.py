@@ -20,6 +20,9 @@ from jaxptft import __version__
 from jaxptft.recipes.serving.batcher import Batcher, Closed, Overloaded
 from jaxptft.recipes.serving.requests import ROWS, BadRequest, parse, schema
 
+DRAINED = 8
+"""Bodies up to so many times the largest are read, and thrown away, before they are refused: who still sends when a
+connection is closed may lose the answer."""
 _PAGE_HEADERS = {  # a page loads nothing from elsewhere, and talks to this server alone
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -76,7 +79,7 @@ def make_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         batcher.start(begin)
         yield
-        await asyncio.to_thread(batcher.close, grace)
+        await asyncio.to_thread(batcher.close, min(grace, 5.0))  # nobody waits for an answer any more
 
     app = FastAPI(
         title="jaxptft serve",
@@ -155,14 +158,19 @@ async def _read(request: Request, most: int) -> bytes:
         raise BadRequest(415, f"the content type is {kind!r}; expected application/json")
     large = BadRequest(413, f"the body has more than {most} bytes; send fewer rows at a time")
     length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > most:
+    if length.isdecimal() and (len(length) > 18 or int(length) > DRAINED * most):
         raise large
     parts, total = [], 0
     async for part in request.stream():
         total += len(part)
-        if total > most:
+        if total > DRAINED * most:
             raise large
-        parts.append(part)
+        if total <= most:
+            parts.append(part)
+        else:
+            parts.clear()
+    if total > most:
+        raise large
     return b"".join(parts)
 
 

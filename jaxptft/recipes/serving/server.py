@@ -119,6 +119,7 @@ class Listening:
 
         def prepare() -> bool:
             begun = time.monotonic()
+            say(f"serving {config.model} ({served.answerer.task}) at {self.url}; Ctrl-C stops")
             try:
                 served.answerer.compile(lambda: served.batcher.closing or server.should_exit)
             except Exception as error:

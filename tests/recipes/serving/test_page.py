@@ -89,6 +89,31 @@ def test_entities_are_marked_in_the_text(page, serving, make_model, tmp_path):
         assert page.locator("#answer b").count() == 0
 
 
+FIELDS = {
+    "BertForQuestionAnswering": {"Question": "was it good", "Context": "the film was so good and very very bad"},
+    "BertForMultipleChoice": {"Context": "so good", "Choices, one a line": "bad film\ngood book\n\n"},
+}
+
+
+@pytest.mark.parametrize("architecture", FIELDS)
+def test_other_tasks_have_fields_of_their_own(architecture, page, serving, make_model, tmp_path):
+    model = make_model(tmp_path / "model", architecture)
+    with serving(model, batch_sizes=(1,), lengths=(20,)) as found:
+        page.goto(f"http://127.0.0.1:{found.port}/")
+        for label, text in FIELDS[architecture].items():
+            page.get_by_label(label).fill(text)
+        page.get_by_role("button", name="Predict").click()
+        page.locator("#answer .big").wait_for()
+        given = list(FIELDS[architecture].values())
+        if architecture == "BertForQuestionAnswering":
+            row = dict(zip(("question", "context"), given, strict=True))
+        else:
+            row = {"context": given[0], "choices": given[1].split("\n")[:2]}
+        answer = found.ask("/predict", row).content
+        assert page.locator("#answer .big").inner_text() == answer["answer"]
+        assert page.locator("#answer .row").count() == len(answer.get("n_best", answer.get("probabilities")))
+
+
 def test_the_interface_is_drawn(page, server):
     page.goto(f"http://127.0.0.1:{server.port}/docs")
     page.get_by_role("heading", name="POST /predict").wait_for()

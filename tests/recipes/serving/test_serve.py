@@ -91,7 +91,7 @@ def test_64_clients_at_once_get_what_predict_says(server, finished, offline):
     assert counts.batches < counts.requests  # several shared a batch
 
 
-def test_everything_is_compiled_before_it_is_ready_and_told(server):
+def test_everything_is_compiled_before_it_is_ready_and_told(server, finished):
     about = server.ask("/metadata").content
     smallest = jax.device_count()  # a row for each device at least
     assert about["shapes"] == [[size, length] for size in (smallest, 16) for length in (8, 16)]
@@ -99,7 +99,8 @@ def test_everything_is_compiled_before_it_is_ready_and_told(server):
     assert about["limits"] == {"max_bytes": 4000, "max_rows": 8, "timeout": 30.0, "too_long": "cut"}
     assert len(about["fingerprint"]) == 64
     assert server.ask("/healthz").content == {"status": "ready"}
-    assert re.fullmatch(r"ready: 4 shapes compiled in [\d.]+ s", server.said[0])
+    assert server.said[0] == f"serving {finished.out} (classification) at http://127.0.0.1:{server.port}; Ctrl-C stops"
+    assert re.fullmatch(r"ready: 4 shapes compiled in [\d.]+ s", server.said[1])
 
 
 def test_what_cannot_be_answered_is_refused_and_the_next_is_answered(server):
@@ -345,6 +346,19 @@ def test_sigterm_answers_what_came_before_it_and_exits_with_0(process, finished,
         assert "1 rows of 1 requests answered" in running.stdout.read()
         with pytest.raises(ConnectionError):
             of_loopback(port, "/healthz")
+    finally:
+        if running.poll() is None:
+            running.kill()
+        running.close()
+
+
+def test_sigterm_while_it_compiles_exits_with_0_too(process, finished):
+    running = process("serve", finished.out, "--port", "0")
+    try:
+        assert running.stdout.readline().startswith("serving ")
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) == 0
+        assert running.stdout.read().splitlines()[-1] == "0 rows of 0 requests answered"
     finally:
         if running.poll() is None:
             running.kill()
