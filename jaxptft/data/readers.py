@@ -36,11 +36,12 @@ class Source:
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of columns of classes, or lists of them
     images: tuple[str, ...] = ()  # columns of image files, as {"bytes": ..., "path": ...}
 
-    def pieces(self, size: int) -> Iterator["Source"]:
-        """The same rows in sources of `size` rows each, of which one at a time is in memory."""
-        rows = self.rows(self.columns)
+    def pieces(self, size: int, columns: Sequence[str]) -> Iterator["Source"]:
+        """The same rows in sources of `size` rows each, of which one at a time is in memory; of other columns than
+        these they know the names alone."""
+        rows = self.rows(columns)
         while piece := list(islice(rows, size)):
-            yield replace(self, rows=partial(_chosen, self.columns, piece))
+            yield replace(self, rows=partial(_chosen, columns, piece))
 
 
 def given_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> Source:

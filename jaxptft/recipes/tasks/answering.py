@@ -4,8 +4,8 @@ A task's `answering(opened, request)` gives an `Answering`, which checks the mod
 it says of a row depends on that row alone, but for the last bits of a number, which depend on the shape of its batch.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,9 +54,11 @@ Pieces = Callable[[], Iterator[tuple[Rows | None, data.Report]]]  # sound rows, 
 def from_source(source: data.Source, answering: Answering) -> Pieces:
     """A source's sound rows, each time anew, so many at a time; raises as `answering.read`, and where none is sound."""
 
+    columns = _columns_read(source, answering.read)
+
     def pieces() -> Iterator[tuple[Rows | None, data.Report]]:
         sound, refused = False, data.Report()
-        for piece in source.pieces(PIECE):
+        for piece in source.pieces(PIECE, columns):
             try:
                 rows = answering.read(piece)
             except data.EveryRowRefused as error:
@@ -71,6 +73,23 @@ def from_source(source: data.Source, answering: Answering) -> Pieces:
             answering.read(source)  # which says that there are no rows
 
     return pieces
+
+
+class _Known(Exception):
+    """The columns that are read are known; nothing more is wanted of the source."""
+
+
+def _columns_read(source: data.Source, read: Callable[[data.Source], Rows]) -> Sequence[str]:
+    """The columns whose values are read: others may be large, or need packages to be decoded."""
+    found: list[Sequence[str]] = []
+
+    def rows(wanted: Sequence[str]) -> Iterator[Any]:
+        found.append(wanted)
+        raise _Known
+
+    with suppress(_Known):
+        read(replace(source, rows=rows))
+    return tuple(dict.fromkeys(found[0]))
 
 
 def from_rows(rows: Rows) -> Pieces:

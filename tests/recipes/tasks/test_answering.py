@@ -115,3 +115,18 @@ def test_plain_lines_tell_how_many_rows_are_done(tmp_path, monkeypatch, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("predictions: 6/6 ")
     assert line.endswith("rows/s  0 s left")
+
+
+def test_only_the_columns_that_are_needed_are_read(tmp_path):
+    wanted = []
+
+    def rows(columns):
+        wanted.append(tuple(columns))
+        return iter([(1, ["a" for _ in columns]), (2, ["b" for _ in columns])])
+
+    source, made = data.Source("rows", ("picture", "text", "label"), rows), first_words()
+    lines = list(answering.answers(answering.from_source(source, made), made, Request(), say=print))
+    assert [line["word"] for line in lines] == ["a", "b"]
+    assert set(wanted) == {("text",)}
+    with pytest.raises(ValueError, match="rows: no column could be the text; choose one"):
+        answering.from_source(data.Source("rows", ("picture",), rows), made)
