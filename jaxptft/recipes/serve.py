@@ -23,7 +23,7 @@ class Config(Settings):
     """numbers of rows that are computed at once, ascending: each is compiled for each length; more on an accelerator"""
     lengths: tuple[int, ...] = ()
     """numbers of tokens that rows are padded to, ascending (default: 16, 32, 48, 64, 96 and so forth)"""
-    wait_ms: float = Field(default=2.0, ge=0, le=1000)
+    wait_ms: float = Field(default=2.0, ge=0, le=10_000)
     """how long a batch waits for more rows"""
     queue_rows: int = Field(default=512, ge=1)
     """rows that may wait; 429 beyond"""

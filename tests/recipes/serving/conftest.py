@@ -49,7 +49,7 @@ def running(model, quickly, *, wait=True, answer=None, **values):
             found = SimpleNamespace(port=listening.port, served=served, said=said, stop=listening.stop, thread=thread)
             found.ask = lambda path, body=None, **options: ask(listening.port, path, body, **options)
             try:
-                while wait and found.ask("/healthz").status != 200:
+                while wait and thread.is_alive() and found.ask("/healthz").status != 200:
                     time.sleep(0.02)
                 yield found
             finally:

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -55,6 +56,15 @@ def assert_same(found, expected):
             assert_same(one, other)
     else:
         assert found == expected
+
+
+def until(condition):
+    """Wait, for a minute at most."""
+    end = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.01)
 
 
 def texts(count, seed=0):
@@ -175,28 +185,18 @@ class Held:
 def test_under_overload_every_request_is_answered_at_once_or_later(serving, finished):
     held = Held()
     with serving(finished.out, batch_sizes=(1,), lengths=(16,), queue_rows=4, max_rows=2, answer=held) as found:
-        held.open.set()
-        held.open.clear()
         with ThreadPoolExecutor(32) as pool:
             first = pool.submit(found.ask, "/predict", {"text": "so good"})
             assert held.entered.wait(60)
             replies = [pool.submit(found.ask, "/predict", {"text": "so good"}) for _ in range(20)]
-            refused = [reply for reply in replies if _done_before(reply, held, replies)]
+            until(lambda: sum(reply.done() for reply in replies) == 16)  # all but those that the queue holds
+            refused = [reply.result() for reply in replies if reply.done()]
             held.open.set()
             statuses = [reply.result(60).status for reply in replies]
             assert first.result(60).status == 200
-        assert statuses.count(200) == 4  # what the queue holds
-        assert statuses.count(429) == len(refused) == 16
-        assert refused[0].result().headers["Retry-After"] == "1"
+        assert (statuses.count(200), statuses.count(429)) == (4, 16)
+        assert {(reply.status, reply.headers["Retry-After"]) for reply in refused} == {(429, "1")}
         assert found.ask("/predict", {"text": "so good"}).status == 200
-
-
-def _done_before(reply, held, replies):
-    """Whether a reply came while the batches were held: all but the four that wait do."""
-    while sum(one.done() for one in replies) < len(replies) - 4:
-        pass
-    assert not held.open.is_set()
-    return reply.done()
 
 
 def test_a_failing_batch_is_500_to_its_own_requests_and_a_late_answer_504(serving, finished):
@@ -231,8 +231,7 @@ def test_until_everything_is_compiled_it_says_503(serving, finished, monkeypatch
         assert (reply.status, reply.headers["Retry-After"]) == (503, "1")
         assert found.ask("/metadata").content["shapes"] == []
         may.set()
-        while found.ask("/healthz").status != 200:
-            pass
+        until(lambda: found.ask("/healthz").status == 200)
         assert found.ask("/predict", {"text": "so good"}).content["label"] == "pos"
 
 
@@ -325,8 +324,8 @@ def test_a_model_that_cannot_be_compiled_ends_the_server(finished, quickly, monk
 
 
 def test_sigterm_answers_what_came_before_it_and_exits_with_0(process, finished, of_loopback, tmp_path):
-    # A batch waits a second for more: the signal comes while a request is in it.
-    flags = ("--port", "0", "--batch-sizes", "1", "2", "--lengths", "16", "--wait-ms", "1000")
+    # A batch waits two seconds for more rows: the signal comes while one waits.
+    flags = ("--port", "0", "--batch-sizes", "1", "2", "--lengths", "16", "--wait-ms", "2000")
     running = process("serve", finished.out, *flags)
     try:
         port = None
@@ -338,8 +337,7 @@ def test_sigterm_answers_what_came_before_it_and_exits_with_0(process, finished,
         assert port is not None
         with ThreadPoolExecutor(1) as pool:
             reply = pool.submit(of_loopback, port, "/predict", {"text": "so good"})
-            while of_loopback(port, "/metadata").content["waiting"] == 0:
-                assert not reply.done()
+            until(lambda: of_loopback(port, "/metadata").content["waiting"] == 1)
             running.send_signal(signal.SIGTERM)
             assert reply.result(60).content["label"] == "pos"
         assert running.wait(60) == 0
