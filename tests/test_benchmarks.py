@@ -263,3 +263,17 @@ def test_a_worker_that_fails_says_why(script, tmp_path):
     broken.write_text("raise ValueError('what is wrong')")
     with pytest.raises(RuntimeError, match=r"worker broken, mode time, exit 1:(.|\n)*what is wrong"):
         script("peers").ask({"threads": 1, "worker": "broken", "mode": "time"}, script=broken)
+
+
+def test_served_answers_are_judged_one_by_one(script):
+    serving = script("serving")
+    sure = {"label": "pos", "probabilities": {"neg": 0.25, "pos": 0.75}}
+    near = {"label": "pos", "probabilities": {"neg": 0.250001, "pos": 0.749999}}
+    off = {"label": "pos", "probabilities": {"neg": 0.2501, "pos": 0.7499}}
+    other = {"label": "neg", "probabilities": {"neg": 0.25, "pos": 0.75}}
+    replies = [(0, 200, 0.1, near), (1, 200, 0.3, off), (1, 200, 0.2, other), (0, 429, 0.9, {"detail": "later"})]
+    found = serving.told(replies, 2.0, [sure, sure])
+    assert found["statuses"] == {"200": 3, "429": 1}
+    assert (found["wrong"], found["answers_per_second"]) == (2, 1.5)
+    assert (found["p50_ms"], found["longest_ms"]) == (200.0, 900.0)  # latencies of answers; of all
+    assert found["max_difference"] == pytest.approx(1e-4)

@@ -71,7 +71,9 @@ def test_the_help_of_a_command_mentions_each_of_its_fields(name, capsys, monkeyp
         assert kind.model_fields[key].description[:30] in told
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["finetune", "--help"], ["predict", "--help"], ["finetune", "-x"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["finetune", "--help"], ["predict", "--help"], ["serve", "--help"], ["finetune", "-x"]]
+)
 def test_help_and_slips_need_no_framework(arguments):
     script = (
         "import sys; from jaxptft.cli import main; main(sys.argv[1:]); "

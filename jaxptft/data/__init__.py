@@ -39,9 +39,10 @@ from jaxptft.data.raw_texts import (
     three_kingdoms,
     three_kingdoms_corpus,
 )
+from jaxptft.data.readers import Source, given_rows
 from jaxptft.data.segments import causal_segments, full_segments, line_segments
 from jaxptft.data.sentences import sentence_spans, split_sentences
-from jaxptft.data.sources import split_names
+from jaxptft.data.sources import open_source, split_names
 from jaxptft.data.split import (
     TrainingData,
     choose_evaluation_split,
@@ -55,11 +56,12 @@ from jaxptft.data.tables import Table, make_table, read_table
 from jaxptft.data.tag_schemes import Scheme, Span, convert_tags, lenient_spans, scheme_of_names, span_tags, spans
 from jaxptft.data.tagged_files import pick_tagged_split
 from jaxptft.data.tagged_tokens import TaggedBatches, TaggedTokens, tag_tokens
-from jaxptft.data.taggings import TagColumns, Taggings, read_sentences, read_taggings
+from jaxptft.data.taggings import TagColumns, Taggings, open_sentences, read_sentences, read_taggings
 from jaxptft.data.targets import LabelSet, Number, OneClass
 from jaxptft.data.token_store import TokenStore, split_documents
 from jaxptft.data.token_table import TokenTable, token_table
 from jaxptft.data.tokenized import (
+    FixedTokenizer,
     Tokenized,
     check_tokens,
     check_vocabulary,
@@ -68,7 +70,7 @@ from jaxptft.data.tokenized import (
     tokenizer_fingerprint,
 )
 from jaxptft.data.tokenizer_training import save_tokenizer, train_tokenizer
-from jaxptft.data.validate import Report
+from jaxptft.data.validate import EveryRowRefused, Report
 from jaxptft.data.word_split import split_words
 
 __all__ = [
@@ -84,6 +86,8 @@ __all__ = [
     "Choices",
     "Columns",
     "DocumentTally",
+    "EveryRowRefused",
+    "FixedTokenizer",
     "ImageBatches",
     "ImageColumns",
     "ImageSplits",
@@ -99,6 +103,7 @@ __all__ = [
     "Questions",
     "Report",
     "Scheme",
+    "Source",
     "Span",
     "Table",
     "TagColumns",
@@ -135,6 +140,7 @@ __all__ = [
     "fetch",
     "fitted_buckets",
     "full_segments",
+    "given_rows",
     "hold_out",
     "hutto_sentences",
     "image_split_names",
@@ -148,6 +154,8 @@ __all__ = [
     "make_questions",
     "make_table",
     "minilm_folder",
+    "open_sentences",
+    "open_source",
     "pack",
     "padding_share",
     "pick_split",

@@ -5,9 +5,8 @@ the other. Each context is tokenized once, however many questions and windows it
 each of its tokens stands for, without the white space around them.
 """
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from jaxptft.data.cache import fingerprint
 from jaxptft.data.examples import Template, check_room, plan_ranges, read_template
 from jaxptft.data.squad import Questions
 from jaxptft.data.token_store import TokenStore
-from jaxptft.data.tokenized import CHUNK, Tokenized, backend_of, tokenizer_fingerprint
+from jaxptft.data.tokenized import CHUNK, Tokenized, backend_copy, tokenizer_fingerprint
 
 FORMAT = "answer windows 1"
 
@@ -90,9 +89,7 @@ def answer_windows(
             f"max_length {max_length} has no room for {template.count} special tokens, {max_question} of a question "
             f"(max_question) and more of the context than the {stride} that windows share (stride)"
         )
-    backend = copy.deepcopy(backend_of(tokenizer))  # the caller's keeps its settings
-    backend.no_padding()
-    backend.no_truncation()
+    backend = backend_copy(tokenizer)
     asked, asked_at, _ = _encode(backend, questions.questions)
     unique = {context: number for number, context in enumerate(dict.fromkeys(questions.contexts))}
     told, told_at, spans = _encode(backend, list(unique))
@@ -128,6 +125,7 @@ def answer_windows(
         pad_id=0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
         key=fingerprint([FORMAT, repr(settings)]),
     )
+    tokenized = replace(tokenized, cut=(np.diff(asked_at) > max_question)[example])
     start = end = None
     if questions.answers is not None:
         places = _answer_tokens(questions, spans, told_at, context_of)[example]

@@ -83,6 +83,8 @@ class Batches:
       labels: the class of every row, or None.
       targets: in place of labels, the number of every row, or a number (such as a 0/1 flag) for each output.
       batch_size: rows of data in a batch; the last batch of an epoch may have fewer.
+      sizes: the numbers of rows that batches may have, padding rows included, ascending up to `batch_size`: each takes
+        the fewest that hold the rows of its width, and fills up with shorter ones. Not with `shuffle`.
       seed: decides the order together with the epoch.
       shuffle: False for evaluation.
       buckets: widths to pad to, ascending; the last must take the longest row. Default: `length_buckets`.
@@ -94,7 +96,7 @@ class Batches:
 
     Raises:
       ValueError: no rows, labels or targets of another number or out of range, buckets that do not fit the rows,
-        weights that are negative, all zero or of another number, or that came without `shuffle`.
+        weights that are negative, all zero or of another number, or that came without `shuffle`, sizes with it.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Batches:
         batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
+        sizes: Sequence[int] | None = None,
         buckets: Sequence[int] | None = None,
         multiple_of: int = 1,
         window: int = 50,
@@ -115,6 +118,10 @@ class Batches:
         rows = len(tokenized)
         if not rows:
             raise ValueError("there are no rows to make batches of")
+        if sizes is not None and (shuffle or np.any(np.diff([0, *sizes]) <= 0) or list(sizes)[-1:] != [batch_size]):
+            raise ValueError(
+                f"sizes are {list(sizes)}, expected ascending numbers up to batch_size ({batch_size}), and no shuffle"
+            )
         for name, value in (("batch_size", batch_size), ("multiple_of", multiple_of), ("window", window)):
             if value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
@@ -137,8 +144,11 @@ class Batches:
         self.window = window
         self.rows_per_batch = -(-batch_size // multiple_of) * multiple_of
         self.steps_per_epoch = -(-rows // batch_size)
-        self._widths = widths
+        self._multiple, self._widths = multiple_of, widths
         self._bucket = np.searchsorted(widths, tokenized.lengths)
+        self._sized = None if sizes is None else _cut_to_sizes(self._bucket, tokenized.lengths, np.asarray(sizes))
+        if self._sized is not None:
+            self.steps_per_epoch = len(self._sized)
         # The latest two epochs: a prefetching thread may be one ahead.
         self._plan = lru_cache(maxsize=2)(self._make_plan)
 
@@ -150,6 +160,9 @@ class Batches:
     @property
     def cells(self) -> int:
         """Places for tokens in the batches of the first epoch, padding rows included; other epochs differ a little."""
+        if self._sized is not None:
+            batches = (self.batch_at(step)["input_ids"] for step in range(self.steps_per_epoch))
+            return sum(batch.size for batch in batches)
         rows = self._plan(0)
         bucket = np.where(rows >= 0, self._bucket[rows], 0).max(1)
         return int(self._widths[bucket].sum()) * self.rows_per_batch
@@ -165,6 +178,8 @@ class Batches:
         labels = b"" if self.labels is None else self.labels.astype("<i4").tobytes()
         order = (self.batch_size, self.seed, self.shuffle, self.window, self._widths.tolist())
         parts = ["batches 1", self.tokenized.fingerprint, labels, repr(order)]
+        if self._sized is not None:
+            parts.append(repr([len(rows) for rows in self._sized]))
         for name, values, kind in (("targets", self.targets, "<f4"), ("weights", self.weights, "<f8")):
             if values is not None:
                 parts += [name, repr(values.shape), values.astype(kind).tobytes()]
@@ -218,8 +233,9 @@ class Batches:
         if step < 0:
             raise ValueError(f"step is {step}, expected 0 or more")
         epoch, place = divmod(step, self.steps_per_epoch)
-        ids = np.full(self.rows_per_batch, -1, np.int32)
-        ids[: self.batch_size] = self._plan(epoch if self.shuffle else 0)[place]
+        rows = self._plan(epoch if self.shuffle else 0)[place] if self._sized is None else self._sized[place]
+        ids = np.full(-(-len(rows) // self._multiple) * self._multiple, -1, np.int32)
+        ids[: len(rows)] = rows
         valid = ids >= 0
         rows = np.where(valid, ids, 0)
         batch = {"ids": ids, "valid": valid}
@@ -229,6 +245,21 @@ class Batches:
             targets = self.targets[rows]
             batch["label"] = np.where(valid.reshape(-1, *[1] * (targets.ndim - 1)), targets, np.float32(0))
         return batch
+
+
+def _cut_to_sizes(
+    bucket: Int[np.ndarray, " rows"], lengths: Int[np.ndarray, " rows"], sizes: Int[np.ndarray, " sizes"]
+) -> list[Int[np.ndarray, " batch"]]:
+    """The rows of every batch, the longest first; -1 behind them where there are fewer than the batch holds."""
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    found, start = [], 0
+    while start < len(order):
+        alike = int(np.searchsorted(-bucket[order], -bucket[order[start]], "right")) - start
+        size = int(sizes[min(np.searchsorted(sizes, alike), len(sizes) - 1)])
+        rows = order[start : start + size]
+        found.append(np.pad(rows, (0, size - len(rows)), constant_values=-1))
+        start += size
+    return found
 
 
 def check_labels(labels: object, rows: int, classes: int | None) -> Int[np.ndarray, " rows"]:

@@ -59,10 +59,19 @@ class ChoiceBatches:
     [batch, choices], `ids` and `label` int32 [batch], `valid` bool [batch]. Every batch has as many choices as the
     example that has most; those that an example lacks hold padding tokens only and attend to nothing.
 
-    Raises ValueError where `Batches` does, or a label is not among its example's choices. `options` are `Batches`'.
+    With `choices` they have that many, if no example has more. `options` are `Batches`'.
+
+    Raises ValueError where `Batches` does, or a label is not among its example's choices.
     """
 
-    def __init__(self, tokens: ChoiceTokens, labels: Sequence[int] | np.ndarray | None = None, **options: Any):
+    def __init__(
+        self,
+        tokens: ChoiceTokens,
+        labels: Sequence[int] | np.ndarray | None = None,
+        *,
+        choices: int = 0,
+        **options: Any,
+    ):
         self.tokens, self.tokenized = tokens, tokens.tokenized
         self._counts = np.diff(tokens.first)
         if labels is not None and len(labels) == len(tokens):
@@ -72,7 +81,7 @@ class ChoiceBatches:
                 raise ValueError(f"example {wrong[0]} has label {given} and {count} choices, expected 0 to {count - 1}")
         self._order = Batches(tokens.longest, labels, **options)
         self.steps_per_epoch = self._order.steps_per_epoch
-        self.choices = int(self._counts.max())
+        self.choices = max(choices, int(self._counts.max()))
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -19,7 +19,17 @@ from jaxptft.data.cache import fingerprint
 from jaxptft.data.readers import Row, Source
 from jaxptft.data.sources import open_source
 from jaxptft.data.tables import check_key
-from jaxptft.data.validate import OnBadRow, Problem, Refused, Report, Tally, check_string, check_text, shown
+from jaxptft.data.validate import (
+    EveryRowRefused,
+    OnBadRow,
+    Problem,
+    Refused,
+    Report,
+    Tally,
+    check_string,
+    check_text,
+    shown,
+)
 
 CONTEXT = ("context", "article", "passage", "sent1", "premise", "ctx", "story", "paragraph")
 QUESTION = ("question", "sent2", "question_stem", "query", "goal")
@@ -251,7 +261,7 @@ def _checked(source: Source, columns: _Roles, labelled: bool, on_bad_row: OnBadR
     if not report.rows:
         raise ValueError(f"{source.name}: has a header and no rows")
     if not numbers:
-        raise ValueError(f"{source.name}: every row was refused; {report}")
+        raise EveryRowRefused(source.name, report)
     return Choices(
         contexts=kept["context"] if columns.context else None,
         questions=kept["question"] if columns.question else None,

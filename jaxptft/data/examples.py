@@ -4,9 +4,8 @@ Those of a large corpus are written to the cache folder a chunk at a time and ma
 while they are made is where each begins and ends.
 """
 
-import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from jaxtyping import Int
 from jaxptft.data.cache import cache_folder, fingerprint, publish, read_manifest
 from jaxptft.data.readers import first_line
 from jaxptft.data.token_store import TokenStore
-from jaxptft.data.tokenized import Tokenized, backend_of, load_tokenized
+from jaxptft.data.tokenized import Tokenized, backend_copy, load_tokenized
 
 LARGE = 1 << 24  # tokens; the examples of a smaller corpus are made anew, in memory, within a second
 CHUNK = 1 << 20  # tokens written at a time
@@ -66,10 +65,13 @@ def read_template(tokenizer: Any, texts: int) -> Template:
     Raises:
       ValueError: the tokenizer makes a token of nothing, or its token types are not zeros followed by ones.
     """
-    backend = copy.deepcopy(backend_of(tokenizer))  # the caller's keeps its settings
-    backend.no_padding()
-    backend.no_truncation()
-    for probe in ("a", "1", "一", *backend.get_vocab()):
+    backend = backend_copy(tokenizer)
+
+    def probes() -> Iterator[str]:
+        yield from ("a", "1", "一")
+        yield from backend.get_vocab()
+
+    for probe in probes():
         sample = backend.encode(*[probe] * texts)
         owners = np.array([-1 if owner is None else owner for owner in sample.sequence_ids], np.int64)
         if set(range(texts)) <= set(owners.tolist()):

@@ -8,7 +8,9 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,38 +36,35 @@ class Source:
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of columns of classes, or lists of them
     images: tuple[str, ...] = ()  # columns of image files, as {"bytes": ..., "path": ...}
 
+    def pieces(self, size: int, columns: Sequence[str]) -> Iterator["Source"]:
+        """The same rows in sources of `size` rows each, of which one at a time is in memory; of other columns than
+        these they know the names alone."""
+        rows = self.rows(columns)
+        while piece := list(islice(rows, size)):
+            yield replace(self, rows=partial(_chosen, columns, piece))
+
+
+def given_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> Source:
+    """Rows in memory that all have the keys of the first; they count from 1."""
+    columns = tuple(rows[0])
+    values: list[Row] = [(number, list(row.values())) for number, row in enumerate(rows, start=1)]
+    return Source(name, columns, partial(_chosen, columns, values))
+
+
+def _chosen(columns: Sequence[str], piece: Sequence[Row], wanted: Sequence[str]) -> Iterator[Row]:
+    places = [columns.index(name) for name in wanted]
+    for number, values in piece:
+        yield number, values if isinstance(values, Problem) else [values[place] for place in places]
+
 
 def open_delimited(path: Path, delimiter: str) -> Source:
     """CSV, or TSV. In a TSV file a quote is a character like any other, as in GLUE's files.
 
-    Lines without any character are not rows.
+    Lines without any character are not rows. The file is read anew each time its rows are, one at a time.
     """
-    records: list[tuple[int, list[str] | Problem]] = []
-    # Undecodable bytes are kept as lone surrogates, so that the check of each value can name its row and column.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
-        limit = csv.field_size_limit(sys.maxsize)
-        try:
-            while True:
-                line = reader.line_num + 1
-                try:
-                    record = next(reader)
-                except StopIteration:
-                    break
-                except csv.Error as error:
-                    if "unexpected end of data" in str(error):
-                        message = f"{path}, row {line}: a quote is opened here and never closed; the rest is unreadable"
-                        raise ValueError(message) from None
-                    records.append((line, Problem("broken quoting", f"is not valid CSV ({error})")))
-                    continue
-                if record:
-                    records.append((line, record))
-        finally:
-            csv.field_size_limit(limit)
-    if not records:
+    line, header = next(_records(path, delimiter), (0, None))
+    if header is None:
         raise ValueError(f"{path}: is empty, expected a header and rows")
-    line, header = records[0]
     if isinstance(header, Problem):
         raise ValueError(f"{path}, row {line}: the header {header.detail}")
     for name in header:
@@ -77,7 +76,7 @@ def open_delimited(path: Path, delimiter: str) -> Source:
 
     def rows(wanted: Sequence[str]) -> Iterator[Row]:
         places = [columns.index(name) for name in wanted]
-        for number, record in records[1:]:
+        for number, record in islice(_records(path, delimiter), 1, None):
             if isinstance(record, Problem):
                 yield number, record
             elif len(record) != len(columns):
@@ -91,34 +90,68 @@ def open_delimited(path: Path, delimiter: str) -> Source:
     return Source(str(path), columns, rows)
 
 
+def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str] | Problem]]:
+    """The lines of a table, the header among them; ValueError where a quote is never closed."""
+    # Undecodable bytes are kept as lone surrogates, so that the check of each value can name its row and column.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        while True:
+            line = reader.line_num + 1
+            limit = csv.field_size_limit(sys.maxsize)  # the whole process's, and others' again between two rows
+            try:
+                record = next(reader, None)
+            except csv.Error as error:
+                if "unexpected end of data" in str(error):
+                    message = f"{path}, row {line}: a quote is opened here and never closed; the rest is unreadable"
+                    raise ValueError(message) from None
+                record = Problem("broken quoting", f"is not valid CSV ({error})")
+            finally:
+                csv.field_size_limit(limit)
+            if record is None:
+                return
+            if record:
+                yield line, record
+
+
 def open_json_lines(path: Path) -> Source:
-    """One JSON object a line. The columns are all the keys that occur; a row without one of them misses a value."""
-    records: list[tuple[int, dict[str, Any] | Problem]] = []
+    """One JSON object a line. The columns are all the keys that occur; a row without one of them misses a value.
+
+    The file is read once for its columns, and anew each time its rows are, one at a time.
+    """
     columns: dict[str, None] = {}
+    first: tuple[int, dict[str, Any] | Problem] | None = None
+    for number, record in _objects(path):
+        first = first or (number, record)
+        if isinstance(record, dict):
+            columns.update(dict.fromkeys(record))
+    if first is None:
+        raise ValueError(f"{path}: is empty, expected one JSON object a line")
+    if not columns:
+        number, record = first
+        detail = record.detail if isinstance(record, Problem) else "is an object without keys"
+        raise ValueError(f"{path}, row {number}: {detail}; no row of this file can be read")
+
+    def rows(wanted: Sequence[str]) -> Iterator[Row]:
+        for number, record in _objects(path):
+            yield number, record if isinstance(record, Problem) else [record.get(name, MISSING) for name in wanted]
+
+    return Source(str(path), tuple(columns), rows)
+
+
+def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | Problem]]:
+    """The lines that are not blank; ValueError where the first begins an array."""
     with path.open("rb") as file:
+        begun = False
         for number, line in enumerate(file, start=1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if not line.strip():
                 continue
-            if not records and line.lstrip().startswith(b"["):
+            if not begun and line.lstrip().startswith(b"["):
                 raise ValueError(f"{path}: holds one JSON array, expected one JSON object a line (JSONL)")
-            record = json_object(line)
-            if isinstance(record, dict):
-                columns.update(dict.fromkeys(record))
-            records.append((number, record))
-    if not records:
-        raise ValueError(f"{path}: is empty, expected one JSON object a line")
-    if not columns:
-        number, record = records[0]
-        detail = record.detail if isinstance(record, Problem) else "is an object without keys"
-        raise ValueError(f"{path}, row {number}: {detail}; no row of this file can be read")
-
-    def rows(wanted: Sequence[str]) -> Iterator[Row]:
-        for number, record in records:
-            yield number, record if isinstance(record, Problem) else [record.get(name, MISSING) for name in wanted]
-
-    return Source(str(path), tuple(columns), rows)
+            begun = True
+            yield number, json_object(line)
 
 
 def json_object(line: bytes) -> dict[str, Any] | Problem:

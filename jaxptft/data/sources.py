@@ -51,11 +51,14 @@ def open_source(source: Any, split: str | None = None) -> Source:
     """Open a source's rows.
 
     Args:
+      source: what `load` takes, or a Source, which is given back.
       split: which split of a data set that has several.
 
     Raises:
       ValueError: the split is not there, or must be chosen; names those there are.
     """
+    if isinstance(source, Source):
+        return source
     name, found = load(source)
     if isinstance(found, Mapping):
         splits = ", ".join(map(repr, found)) or "none"

@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxptft.data.cache import fingerprint
-from jaxptft.data.readers import Row
+from jaxptft.data.readers import Row, Source
 from jaxptft.data.sources import load, open_source
 from jaxptft.data.tables import check_key
-from jaxptft.data.validate import OnBadRow, Problem, Refused, Report, Tally, check_text, shown
+from jaxptft.data.validate import EveryRowRefused, OnBadRow, Problem, Refused, Report, Tally, check_text, shown
 
 ROLES = ("id", "question", "context", "answers", "is_impossible")
 
@@ -112,7 +112,7 @@ def read_questions(
       ValueError: a row, a column or the whole file is bad; names file, row and column. A row of SQuAD's JSON is a
         question, counted from 1 over the whole file.
     """
-    name, found = load(source)
+    name, found = ("", None) if isinstance(source, Source) else load(source)
     nested = _squad_json(name, found) if isinstance(found, Path) and found.suffix.lower() == ".json" else None
     if nested is not None and split is not None:
         raise ValueError(f"{name}: has no splits, and split {split!r} was asked of it")
@@ -229,7 +229,7 @@ def _checked(opened: _Opened, labelled: bool, on_bad_row: OnBadRow) -> Questions
     if not report.rows:
         raise ValueError(f"{opened.name}: has no questions")
     if not numbers:
-        raise ValueError(f"{opened.name}: every row was refused; {report}")
+        raise EveryRowRefused(opened.name, report)
     return Questions(
         questions=columns["question"],
         contexts=columns["context"],

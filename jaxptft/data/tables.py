@@ -13,7 +13,17 @@ from jaxptft.data.columns import Columns, infer_columns
 from jaxptft.data.readers import Row, Source
 from jaxptft.data.sources import open_source
 from jaxptft.data.targets import Found, OneClass, Target
-from jaxptft.data.validate import OnBadRow, Problem, Refused, Report, Tally, check_string, check_text, shown
+from jaxptft.data.validate import (
+    EveryRowRefused,
+    OnBadRow,
+    Problem,
+    Refused,
+    Report,
+    Tally,
+    check_string,
+    check_text,
+    shown,
+)
 
 Targets = Int[np.ndarray, " rows"] | Float[np.ndarray, " rows"] | Bool[np.ndarray, "rows labels"]
 
@@ -202,7 +212,7 @@ def _checked(
     if not report.rows:
         raise ValueError(f"{source.name}: has a header and no rows")
     if not texts:
-        raise ValueError(f"{source.name}: every row was refused; {report}")
+        raise EveryRowRefused(source.name, report)
     labels = None
     if label_columns:
         declared = source.class_names.get(label_columns[0])

@@ -1,6 +1,7 @@
 """CoNLL files as rows: a line is a word and what is known of it, in columns; a blank line ends a sentence."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ def open_tagged(source: Any, split: str | None = None, *, tables: tuple[str, ...
     Args:
       tables: suffixes of files that are tables with a header, as those of texts are.
     """
+    if isinstance(source, Source):
+        return source
     path = Path(source).expanduser() if isinstance(source, (str, Path)) else None
     if path is None or not path.is_file() or path.suffix.lower() in (*JSON_LINES, *PARQUET):
         return open_source(source, split)
@@ -36,28 +39,40 @@ def open_conll(path: Path) -> Source:
 
     Columns stand between tabs where the first line of a sentence has one, or else between spaces. Lines that begin
     with -DOCSTART-, and comments (# and no tab, in a file with tabs), are no words. A line with more or fewer columns
-    than the first spoils its sentence.
+    than the first spoils its sentence. The file is read anew each time its rows are, one sentence at a time.
     """
-    # Undecodable bytes are kept as lone surrogates, so that the check of each word can name its place.
-    text = path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-    lines = [line.rstrip("\r\n") for line in text.split("\n")]
-    filled = [line for line in lines if line.strip() and not line.startswith(DOCUMENT)]
-    if not filled:
+    filled = (line for line in _lines(path) if line.strip() and not line.startswith(DOCUMENT))
+    first = next(filled, None)
+    if first is None:
         raise ValueError(f"{path}: holds no word, expected a word and its tag a line")
-    first = next((line for line in filled if not line.startswith("#")), filled[0])
+    if first.startswith("#"):
+        first = next((line for line in filled if not line.startswith("#")), first)
     tabs = "\t" in first
     width = len(_fields(first, tabs))
-    sentences: list[tuple[int, list[list[str]] | Problem]] = []
+
+    def rows(wanted: Sequence[str]) -> Iterator[Row]:
+        places = [int(name) - 1 for name in wanted]
+        for number, columns in _sentences(path, tabs, width):
+            yield number, columns if isinstance(columns, Problem) else [columns[place] for place in places]
+
+    return Source(str(path), tuple(str(column + 1) for column in range(width)), rows)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    # Undecodable bytes are kept as lone surrogates, so that the check of each word can name its place.
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            text = line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+            yield text if number else text.removeprefix("\ufeff")
+
+
+def _sentences(path: Path, tabs: bool, width: int) -> Iterator[tuple[int, list[list[str]] | Problem]]:
     words: list[list[str]] = []
     begin, problem = 0, None
-
-    def close() -> None:
-        if words:
-            sentences.append(problem or (begin, [list(column) for column in zip(*words, strict=True)]))
-
-    for number, line in enumerate([*lines, ""], start=1):
+    for number, line in enumerate(chain(_lines(path), [""]), start=1):
         if not line.strip() or line.startswith(DOCUMENT):
-            close()
+            if words:
+                yield problem or (begin, [list(column) for column in zip(*words, strict=True)])
             words, problem = [], None
             continue
         if tabs and line.startswith("#") and "\t" not in line:
@@ -68,13 +83,6 @@ def open_conll(path: Path) -> Source:
             has = f"has {len(fields)} column{'' if len(fields) == 1 else 's'}"
             problem = number, Problem("ragged row", f"{has} where the file's first word has {width}")
         words.append((fields + [""] * width)[:width])
-
-    def rows(wanted: Sequence[str]) -> Iterator[Row]:
-        places = [int(name) - 1 for name in wanted]
-        for number, columns in sentences:
-            yield number, columns if isinstance(columns, Problem) else [columns[place] for place in places]
-
-    return Source(str(path), tuple(str(column + 1) for column in range(width)), rows)
 
 
 def _fields(line: str, tabs: bool) -> list[str]:

@@ -7,8 +7,6 @@ No word is lost: of a word that is longer than a row the first tokens are kept, 
 token of is predicted O.
 """
 
-import copy
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,7 +21,7 @@ from jaxptft.data.examples import check_room, read_template
 from jaxptft.data.tag_schemes import join_tag, split_tag
 from jaxptft.data.taggings import Taggings
 from jaxptft.data.token_table import _kinds
-from jaxptft.data.tokenized import Tokenized, backend_of
+from jaxptft.data.tokenized import Tokenized, backend_copy, tokenizer_state
 
 UNCOUNTED = -100  # the label of tokens that no loss counts: special ones, those that go on with a word, padding
 CHUNK = 4096  # sentences a call of the tokenizer
@@ -155,11 +153,9 @@ def _inner(name: str) -> str:
 
 def _encode(sentences: list[list[str]], tokenizer: Any) -> Any:
     """The ids of each sentence, and which word each of them is of."""
-    backend = copy.deepcopy(backend_of(tokenizer))  # the caller's keeps its settings
-    backend.no_padding()
-    backend.no_truncation()
+    backend = backend_copy(tokenizer)
     # Byte-level tokenizers know a word by the space before it, which they add to the first word of a text at most.
-    spaced = "ByteLevel" in _kinds(json.loads(backend.to_str()).get("pre_tokenizer"))
+    spaced = "ByteLevel" in _kinds(tokenizer_state(tokenizer).get("pre_tokenizer"))
     for start in range(0, len(sentences), CHUNK):
         chunk: list[Any] = sentences[start : start + CHUNK]
         if spaced:

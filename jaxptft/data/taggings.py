@@ -23,7 +23,7 @@ from jaxptft.data.tag_schemes import (
     split_tag,
 )
 from jaxptft.data.tagged_files import open_tagged
-from jaxptft.data.validate import OnBadRow, Problem, Refused, Report, Tally, check_text, shown, where
+from jaxptft.data.validate import EveryRowRefused, OnBadRow, Problem, Refused, Report, Tally, check_text, shown, where
 from jaxptft.data.word_split import split_words
 
 TOKENS = ("tokens", "words")
@@ -161,6 +161,11 @@ def read_taggings(
     )
 
 
+def open_sentences(source: Any, text: str | None = None, split: str | None = None) -> Source:
+    """The source that `read_sentences` reads, where `text` is the column of the text, if one is chosen."""
+    return open_tagged(source, split, tables=(".csv",) if text is None else (".csv", ".tsv"))
+
+
 def read_sentences(
     source: Any,
     *,
@@ -174,7 +179,7 @@ def read_sentences(
     header where `columns.text` is given, and CoNLL otherwise.
     """
     chosen = columns or TagColumns()
-    opened = open_tagged(source, split, tables=(".csv",) if chosen.text is None else (".csv", ".tsv"))
+    opened = open_sentences(source, chosen.text, split)
     lower = {name.strip().lower() for name in opened.columns}
     plain = chosen.text is not None or not (_is_conll(opened) or chosen.tokens is not None or lower & set(TOKENS))
     if plain:
@@ -236,7 +241,7 @@ def _read(
     if not report.rows:
         raise ValueError(f"{opened.name}: has no rows")
     if not found:
-        raise ValueError(f"{opened.name}: every row was refused; {report}")
+        raise EveryRowRefused(opened.name, report)
     return found, numbers, report
 
 

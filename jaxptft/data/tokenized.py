@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from jaxptft.data.cache import cache_folder, fingerprint, publish, read_manifest
 from jaxptft.data.readers import first_line
@@ -27,7 +27,8 @@ ARRAYS = ("tokens", "offsets", "boundaries")
 
 @dataclass(frozen=True, eq=False)
 class Tokenized:
-    """Rows of token ids, of different lengths, end to end. `truncated` counts the rows cut to `max_length`."""
+    """Rows of token ids, of different lengths, end to end. `truncated` counts the rows cut to `max_length`; which they
+    are is in `cut`, where the rows did not come from the cache."""
 
     tokens: Int[np.ndarray, " tokens"]  # int32
     offsets: Int[np.ndarray, " rows+1"]  # int64
@@ -36,6 +37,7 @@ class Tokenized:
     truncated: int
     pad_id: int
     fingerprint: str
+    cut: Bool[np.ndarray, " rows"] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -59,6 +61,7 @@ class Tokenized:
             tokens=self.tokens[places],
             offsets=offsets,
             boundaries=self.boundaries[chosen],
+            cut=None if self.cut is None else self.cut[chosen],
             fingerprint=fingerprint([self.fingerprint, np.asarray(chosen, "<i8").tobytes()]),
         )
 
@@ -90,6 +93,53 @@ def load_tokenizer(folder: str | Path) -> Any:
     return tokenizer
 
 
+class FixedTokenizer:
+    """A tokenizer that nobody changes any more: the copies that are made of it, and its fingerprint, are made once.
+
+    Of a vocabulary of 30,000 words each takes longer than tokenizing a hundred sentences.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._copies: dict[int | None, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `tokenizer_fingerprint`."""
+        return tokenizer_fingerprint(self._tokenizer)
+
+    @cached_property
+    def state(self) -> Any:
+        """See `tokenizer_state`."""
+        return tokenizer_state(self._tokenizer)
+
+    def copy(self, max_length: int | None) -> Any:
+        """See `backend_copy`."""
+        if max_length not in self._copies:
+            self._copies[max_length] = backend_copy(self._tokenizer, max_length)
+        return self._copies[max_length]
+
+
+def backend_copy(tokenizer: Any, max_length: int | None = None) -> Any:
+    """The tokenizer's backend, so that the caller's keeps its settings, without padding, that cuts to `max_length`."""
+    if isinstance(tokenizer, FixedTokenizer):
+        return tokenizer.copy(max_length)
+    backend = copy.deepcopy(backend_of(tokenizer))
+    backend.no_padding()
+    backend.no_truncation()
+    if max_length is not None:
+        backend.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
+    return backend
+
+
+def tokenizer_state(tokenizer: Any) -> Any:
+    """What a tokenizer.json says of it."""
+    return tokenizer.state if isinstance(tokenizer, FixedTokenizer) else json.loads(backend_of(tokenizer).to_str())
+
+
 def backend_of(tokenizer: Any) -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -100,6 +150,8 @@ def backend_of(tokenizer: Any) -> Any:
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """SHA-256 of everything that decides which ids a text gets, padding id included."""
+    if isinstance(tokenizer, FixedTokenizer):
+        return tokenizer.fingerprint
     state = json.loads(backend_of(tokenizer).to_str())
     state["truncation"] = state["padding"] = None
     rest = (str(tokenizer.pad_token_id), str(tokenizer.truncation_side))
@@ -158,8 +210,8 @@ def tokenize(table: Table, tokenizer: Any, max_length: int, *, cache: bool = Tru
     if cache and (manifest := read_manifest(folder, expected)) is not None:
         return load_tokenized(folder, manifest)
 
-    arrays, truncated = _encode(table, tokenizer, max_length)
-    facts = {**expected, "truncated": truncated}
+    arrays, cut = _encode(table, tokenizer, max_length)
+    facts = {**expected, "truncated": int(cut.sum())}
     if cache:
         try:
             publish(folder, _writer(arrays, facts))
@@ -168,7 +220,9 @@ def tokenize(table: Table, tokenizer: Any, max_length: int, *, cache: bool = Tru
             warnings.warn(
                 f"tokens are not cached: {folder.parent} cannot be written ({first_line(error)})", stacklevel=2
             )
-    return Tokenized(**arrays, max_length=max_length, truncated=truncated, pad_id=pad_id, fingerprint=key)
+    return Tokenized(
+        **arrays, max_length=max_length, truncated=facts["truncated"], pad_id=pad_id, fingerprint=key, cut=cut
+    )
 
 
 def _writer(arrays: Mapping[str, np.ndarray], facts: dict[str, Any]) -> Callable[[Path], dict[str, Any]]:
@@ -189,21 +243,19 @@ def load_tokenized(folder: Path, facts: Mapping[str, Any]) -> Tokenized:
     return Tokenized(**arrays, **rest, fingerprint=facts["key"])
 
 
-def _encode(table: Table, tokenizer: Any, max_length: int) -> tuple[dict[str, np.ndarray], int]:
-    backend = copy.deepcopy(backend_of(tokenizer))  # the caller's keeps its settings
-    backend.no_padding()
-    backend.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
+def _encode(table: Table, tokenizer: Any, max_length: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    backend = backend_copy(tokenizer, max_length)
     inputs: list[Any] = table.texts if table.pairs is None else list(zip(table.texts, table.pairs, strict=True))
     tokens: list[np.ndarray] = []
     lengths = np.zeros(len(table), np.int64)
     boundaries = np.zeros(len(table), np.int32)
-    truncated = 0
+    cut = np.zeros(len(table), bool)
     for start in range(0, len(inputs), CHUNK):
         for row, encoding in enumerate(backend.encode_batch_fast(inputs[start : start + CHUNK]), start=start):
             ids = np.array(encoding.ids, np.int32)
             tokens.append(ids)
             lengths[row] = boundaries[row] = len(ids)
-            truncated += bool(encoding.overflowing)
+            cut[row] = bool(encoding.overflowing)
             if table.pairs is not None:
                 types = np.array(encoding.type_ids, np.int32)
                 boundaries[row] -= types.sum()
@@ -213,4 +265,4 @@ def _encode(table: Table, tokenizer: Any, max_length: int) -> tuple[dict[str, np
                     )
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     arrays = {"tokens": np.concatenate(tokens), "offsets": offsets, "boundaries": boundaries}
-    return arrays, truncated
+    return arrays, cut

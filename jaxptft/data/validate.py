@@ -35,11 +35,25 @@ class Report:
     by_reason: dict[str, int] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
 
+    def __add__(self, other: "Report") -> "Report":
+        """Of both, the other behind this one."""
+        reasons = Counter(self.by_reason) + Counter(other.by_reason)
+        examples = (*self.examples, *other.examples)[:EXAMPLES]
+        return Report(self.rows + other.rows, self.skipped + other.skipped, dict(reasons), examples)
+
     def __str__(self) -> str:
         if not self.skipped:
             return f"{self.rows} rows, none skipped"
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.by_reason.items()))
         return f"{self.rows} rows, {self.skipped} skipped ({reasons}); the first: {self.examples[0]}"
+
+
+class EveryRowRefused(ValueError):
+    """A source has rows, and none of them is sound."""
+
+    def __init__(self, source: str, report: Report):
+        super().__init__(f"{source}: every row was refused; {report}")
+        self.source, self.report = source, report
 
 
 class Tally:

@@ -47,6 +47,7 @@ COMMANDS = {
     "compare": Command(
         "jaxptft.recipes.compare", "Config", "run", "models of one task: size, quality, latency and throughput"
     ),
+    "serve": Command("jaxptft.recipes.serve", "Config", "run", "answer rows over HTTP, with a page to try it"),
     "embed": Command("jaxptft.recipes.embed", "Config", "run", "the vector of each row, text or image, in a file"),
     "probe": Command(
         "jaxptft.recipes.probe", "Config", "run", "linear probe and nearest neighbours on frozen features"

@@ -114,6 +114,13 @@ class Opened:
             say(f"{tokenized.truncated} of {len(table)} texts are longer than {longest} tokens and were cut")
         return data.Batches(tokenized, batch_size=batch_size, shuffle=False, multiple_of=self.devices)
 
+    def predictor(self, objective: objectives.Objective) -> "Predictor":
+        """What asks the model for batch after batch, compiled once for each shape."""
+        if self._placed is None:
+            self._placed = train.replicate(self.params, self._mesh)
+        vocabulary = None if self.preprocessing is not None else self.config.vocab_size
+        return Predictor(objective, self._placed, self._mesh, vocabulary)
+
     def predictions(
         self,
         objective: objectives.Objective,
@@ -121,26 +128,53 @@ class Opened:
         *,
         name_row: Callable[[int], str] = "example {}".format,
     ) -> dict[str, np.ndarray]:
-        """What the objective predicts for each example, in the order of the ids.
+        """What the objective predicts for each example, in the order of the ids; see `Predictor`."""
+        step = 0
+        with train.Progress("rows", batches.steps_per_epoch) as progress:
+
+            def done(rows: int) -> None:
+                nonlocal step
+                step += 1
+                progress.update(step, None, rows)
+
+            return self.predictor(objective)(batches, name_row=name_row, done=done)
+
+
+class Predictor:
+    """An objective's predictions with the parameters of a model; `shapes` are those of the batches so far."""
+
+    def __init__(self, objective: objectives.Objective, placed: Any, mesh: Any, vocabulary: int | None):
+        self._evaluator, self._placed, self._vocabulary = (
+            train.make_evaluator(objective, labelled=False),
+            placed,
+            vocabulary,
+        )
+        self._place = partial(train.shard, mesh=mesh)
+        self._constants = train.replicate(objective.constants, mesh)
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __call__(
+        self,
+        batches: Any,
+        *,
+        name_row: Callable[[int], str] = "example {}".format,
+        done: Callable[[int], None] = lambda rows: None,
+    ) -> dict[str, np.ndarray]:
+        """What is predicted for each example, in the order of the ids; `done` hears how many were, batch by batch.
 
         Raises FloatingPointError where a number is not finite; `name_row` says which example that is.
         """
-        if self.preprocessing is None:
-            data.check_tokens(batches.tokenized, self.config.vocab_size)
-        if self._placed is None:
-            self._placed = train.replicate(self.params, self._mesh)
-        evaluator = train.make_evaluator(objective, labelled=False)
-        with train.Progress("rows", batches.steps_per_epoch) as progress:
+        if self._vocabulary is not None:
+            data.check_tokens(batches.tokenized, self._vocabulary)
 
-            def stream():
-                for step in range(batches.steps_per_epoch):
-                    batch = batches.batch_at(step)
-                    yield batch
-                    progress.update(step + 1, None, int(batch["valid"].sum()))
+        def stream():
+            for step in range(batches.steps_per_epoch):
+                batch = batches.batch_at(step)
+                self.shapes.add(batch["image" if self._vocabulary is None else "input_ids"].shape)
+                yield batch
+                done(int(batch["valid"].sum()))
 
-            place = partial(train.shard, mesh=self._mesh)
-            constants = train.replicate(objective.constants, self._mesh)
-            evaluation = train.evaluate(evaluator, self._placed, {}, constants, stream(), place=place)
+        evaluation = train.evaluate(self._evaluator, self._placed, {}, self._constants, stream(), place=self._place)
         found = jax.device_get(evaluation.predictions)
         for values in found.values():
             if not np.issubdtype(values.dtype, np.floating):

@@ -81,6 +81,14 @@ def model_fingerprint(params: Any, architecture: Any, preprocessing: Any = None)
     return fingerprint([train.fingerprint(params), type(architecture).__name__, repr(own), repr(preprocessing)])
 
 
+def served_fingerprint(opened: Any) -> str:
+    """What tells a model that was opened from another; of an exported program, that of its files."""
+    if isinstance(opened.source, str) and (Path(opened.source) / runner.PROGRAM).is_file():
+        folder = Path(opened.source)
+        return fingerprint([runner.digest(folder / name) for name in (runner.PROGRAM, runner.WEIGHTS)])
+    return model_fingerprint(opened.params, opened.config, opened.preprocessing)
+
+
 def can_have(folder: Path, head: str, *, family: str | None = None) -> bool:
     """Whether the models of a folder's family have such a head; True where no known family is named."""
     fields = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}

@@ -17,10 +17,11 @@ class Progress:
         steps: how many there are in all.
         unit: what an example is called.
         every: seconds between two plain lines where the output is not a terminal.
+        by_example: a step is an example, and not a batch of them.
     """
 
-    def __init__(self, name: str, steps: int, *, unit: str = "rows", every: float = 10.0):
-        self.name, self.steps, self.unit, self.every = name, steps, unit, every
+    def __init__(self, name: str, steps: int, *, unit: str = "rows", every: float = 10.0, by_example: bool = False):
+        self.name, self.steps, self.unit, self.every, self.by_example = name, steps, unit, every, by_example
         self.console = Console(stderr=True)
         self._recent: deque[tuple[float, int]] = deque(maxlen=50)
         self._bars: Bars | None = None
@@ -58,10 +59,11 @@ class Progress:
             self._bars.update(self._task, completed=step, loss=shown, rate=rate)
         elif now - self._printed >= self.every or step == self.steps:
             self._printed = now
-            steps_a_second = (len(self._recent) - 1) / max(now - self._recent[0][0], 1e-9)
+            steps_a_second = rate if self.by_example else (len(self._recent) - 1) / max(now - self._recent[0][0], 1e-9)
             left = (self.steps - step) / max(steps_a_second, 1e-9)
+            place = f"{step}/{self.steps}" if self.by_example else f"step {step}/{self.steps}"
             print(
-                f"{self.name}: step {step}/{self.steps}  {shown}  {rate:.0f} {self.unit}/s  {left:.0f} s left",
+                f"{self.name}: {place}  {shown}  {rate:.0f} {self.unit}/s  {left:.0f} s left",
                 file=sys.stderr,
                 flush=True,
             )

@@ -335,3 +335,28 @@ def test_fitted_buckets_cost_as_little_as_the_best_choice_by_trying_all(lengths,
 def test_fitted_buckets_need_rows_and_a_width(lengths, count):
     with pytest.raises(ValueError, match="expected at least one of each"):
         data.fitted_buckets(np.array(lengths, np.int64), count)
+
+
+def test_sizes_take_the_fewest_rows_that_hold_a_width_and_fill_up_with_shorter_ones(ragged):
+    lengths = [3, 30, 4, 12, 31, 5, 29, 2, 6, 7]
+    batches = Batches(ragged(lengths), batch_size=4, sizes=(1, 2, 4), shuffle=False, buckets=(8, 16, 32))
+    shapes = [batches.batch_at(step)["input_ids"].shape for step in range(batches.steps_per_epoch)]
+    # Three of width 32 leave room for the one of width 16; six of width 8 are four and two.
+    assert shapes == [(4, 32), (4, 8), (2, 8)]
+    seen = [batches.batch_at(step)["ids"].tolist() for step in range(3)]
+    assert seen == [[4, 1, 6, 3], [9, 8, 5, 2], [0, 7]]
+    assert batches.cells == 4 * 32 + 4 * 8 + 2 * 8
+    lone = Batches(ragged([30, 3, 3, 3]), batch_size=4, sizes=(1, 2, 4), shuffle=False, buckets=(8, 32))
+    assert [lone.batch_at(step)["ids"].tolist() for step in range(2)] == [[0], [1, 2, 3, -1]]
+    assert lone.batch_at(1)["valid"].tolist() == [True, True, True, False]
+    on_devices = Batches(ragged([3]), batch_size=4, sizes=(1, 4), shuffle=False, multiple_of=2)
+    assert on_devices.batch_at(0)["ids"].tolist() == [0, -1]
+
+
+@pytest.mark.parametrize(
+    "options", [{"shuffle": True}, {"sizes": (4, 2)}, {"sizes": ()}, {"sizes": (0, 4)}, {"sizes": (1, 2)}]
+)
+def test_sizes_that_do_not_fit_are_refused(ragged, options):
+    options = {"batch_size": 4, "sizes": (1, 4), "shuffle": False} | options
+    with pytest.raises(ValueError, match=r"expected ascending numbers up to batch_size \(4\), and no shuffle"):
+        Batches(ragged([3]), **options)

@@ -8,14 +8,16 @@ import numpy as np
 from jaxptft import data, models, objectives
 from jaxptft.recipes.metrics.classification import classification_metrics, classification_report
 from jaxptft.recipes.report import Report
+from jaxptft.recipes.tasks.answering import Answering
 from jaxptft.recipes.tasks.contract import Predictions
 from jaxptft.recipes.tasks.labelled_rows import (
     answers_of,
-    lines,
     logits_of,
+    predict_texts,
     read_asked,
     read_tables,
     say_rows,
+    text_answering,
     training_options,
 )
 from jaxptft.recipes.tasks.options import balanced_classes, chosen_weights, refuse_unused
@@ -110,21 +112,22 @@ def logits(
     return logits_of(opened, table, objectives.classification, classes=len(opened.names), **options)
 
 
-def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
-    """`row` (its line or number in the source), the value of the id column where one is named, `label`, and
-    `probabilities` by class."""
+def answering(opened: "Opened", request: "prediction.Config") -> Answering:
+    """`label`, and `probabilities` by class."""
     from scipy.special import softmax
 
-    table = read_asked(request)
-    found = logits(opened, table, batch_size=request.batch_size, max_length=request.max_length, say=say)
-    if table.report.skipped:
-        say(f"{table.report.skipped} bad rows skipped")
+    def lines(found: np.ndarray) -> Iterator[dict[str, Any]]:
+        for values in softmax(found.astype("float64"), axis=-1):
+            by_name = {name: round(float(p), 6) for name, p in zip(opened.names, values, strict=True)}
+            yield {"label": opened.names[int(values.argmax())], "probabilities": by_name}
 
-    def answer(values: np.ndarray) -> dict[str, Any]:
-        by_name = {name: round(float(p), 6) for name, p in zip(opened.names, values, strict=True)}
-        return {"label": opened.names[int(values.argmax())], "probabilities": by_name}
+    return text_answering(opened, request, objectives.classification, lines, classes=len(opened.names))
 
-    return lines(table, map(answer, softmax(found.astype("float64"), axis=-1)))
+
+def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
+    """`row` (its line or number in the source), the value of the id column where one is named, and what `answering`
+    says of it."""
+    return predict_texts(answering(opened, request), request, say=say)
 
 
 def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Report:

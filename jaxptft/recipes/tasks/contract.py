@@ -1,10 +1,13 @@
 """What `finetune`, `predict` and `evaluate` ask of a task.
 
-A task's module has three functions:
+A task's module has these functions:
 
     read(config, *, tokenizer, architecture, devices, checkpoint_names, say) -> Task
     predict(opened, request, *, say) -> Iterator[dict]     unlabelled rows -> one JSON-able line each, in their order
     evaluate(opened, request, *, say) -> Report            labelled rows -> how good the model is on them
+    answering(opened, request) -> Answering                how `predict` answers rows, and whoever serves the model
+
+Tasks of images and of responses have no `answering`.
 
 A task of images gets the model's `folder`, which says how images are read, in place of a tokenizer.
 

@@ -1,17 +1,19 @@
 """What tasks with one answer for a whole text, or pair of texts, share: rows read, balanced, changed, and told."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxptft import data, objectives
 from jaxptft.data.targets import Target
+from jaxptft.recipes.tasks.answering import Answered, Answering, answers, from_source
 from jaxptft.recipes.tasks.settings import Columns
 from jaxptft.recipes.training import TextBatches
 
 if TYPE_CHECKING:
     from jaxptft.recipes import finetune
+    from jaxptft.recipes import predict as prediction
     from jaxptft.recipes.inference import Opened
 
 Say = Callable[[str], None]
@@ -65,17 +67,50 @@ def augmented(batches: TextBatches, config: "finetune.Config", *, tokenizer: Any
     return changed
 
 
-def read_asked(request: Any, *, target: Target | None = None, names: Sequence[str] | None = None) -> data.Table:
-    """The rows that `evaluate` asks for, with labels as `target` reads them, or `predict` (no target), without."""
+def read_asked(request: Any, *, target: Target, names: Sequence[str] | None = None) -> data.Table:
+    """The rows that `evaluate` asks for, with labels as `target` reads them."""
     return data.read_table(
         request.data,
-        columns=columns_of(request.columns, getattr(request, "id", None)),
+        columns=columns_of(request.columns),
         names=names,
-        labelled=target is not None,
         on_bad_row=request.on_bad_row,
         split=data.pick_split(request.data, request.split),
         target=target,
     )
+
+
+def text_answering(
+    opened: "Opened",
+    request: "prediction.Config",
+    objective: Callable[[Any], objectives.Objective],
+    lines: Callable[[np.ndarray], Iterable[dict[str, Any]]],
+    *,
+    classes: int,
+) -> Answering:
+    """How rows of text are answered: `lines` makes an answer of each row's logits [rows, classes]."""
+    predictor = opened.predictor(objective(opened.model("classification", classes=classes)))
+    tokenizer, longest = data.FixedTokenizer(opened.tokenizer), opened.longest(request.max_length)
+    columns = columns_of(request.columns, request.id)
+
+    def read(source: data.Source) -> data.Table:
+        return data.read_table(source, columns=columns, labelled=False, on_bad_row=request.on_bad_row)
+
+    def answer(table: data.Table, batching: Mapping[str, Any], done: Callable[[int], None]) -> Answered:
+        tokenized = data.tokenize(table, tokenizer, longest, cache=False)
+        batches = data.Batches(tokenized, shuffle=False, multiple_of=opened.devices, **batching)
+        found = predictor(batches, name_row=row_namer(table), done=done)
+        assert tokenized.cut is not None
+        return Answered(lines(found["logits"]), tokenized.cut)
+
+    return Answering(
+        read, answer, f"{{long}} of {{rows}} texts are longer than {longest} tokens and were cut", predictor
+    )
+
+
+def predict_texts(answering: Answering, request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
+    """A line for each row of text that `predict` asks for; see `answers`."""
+    source = data.open_source(request.data, data.pick_split(request.data, request.split))
+    return answers(from_source(source, answering), answering, request, say=say)
 
 
 def logits_of(
@@ -98,10 +133,3 @@ def say_rows(table: data.Table, say: Say) -> None:
     """How many rows there were, and how many of them were bad."""
     skipped = f", {table.report.skipped} skipped" if table.report.skipped else ""
     say(f"{len(table)} rows from {table.source}{skipped}")
-
-
-def lines(table: data.Table, answers: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """An answer for each row, after `row` (its line or number in the source) and the value of the id column."""
-    keys = table.keys or [None] * len(table)
-    for row, key, answer in zip(table.rows.tolist(), keys, answers, strict=True):
-        yield {"row": row} | ({} if key is None else {"id": key}) | answer

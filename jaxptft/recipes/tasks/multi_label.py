@@ -14,14 +14,16 @@ from jaxptft.recipes.metrics.multi_label import (
     thresholds_of,
 )
 from jaxptft.recipes.report import Report
+from jaxptft.recipes.tasks.answering import Answering
 from jaxptft.recipes.tasks.contract import Predictions
 from jaxptft.recipes.tasks.labelled_rows import (
     answers_of,
-    lines,
     logits_of,
+    predict_texts,
     read_asked,
     read_tables,
     say_rows,
+    text_answering,
     training_options,
 )
 from jaxptft.recipes.tasks.options import chosen_weights, refuse_unused
@@ -115,9 +117,13 @@ def target_of(labels: MultiLabel) -> data.LabelSet:
     return data.LabelSet(columns=labels.columns, delimiter=labels.delimiter)
 
 
-def _logits(opened: "Opened", table: data.Table, request: Any, say: Say) -> np.ndarray:
+def _check_labels(opened: "Opened") -> None:
     if len(opened.names) < 2:
         raise ValueError(f"{opened.source} has {len(opened.names)} label; multi_label needs two")
+
+
+def _logits(opened: "Opened", table: data.Table, request: Any, say: Say) -> np.ndarray:
+    _check_labels(opened)
     options: dict[str, Any] = {"batch_size": request.batch_size, "max_length": request.max_length, "say": say}
     return logits_of(opened, table, objectives.multi_label, classes=len(opened.names), **options)
 
@@ -132,21 +138,24 @@ def _settled(opened: "Opened", request: Any) -> Mapping[str, Any]:
     return {"threshold": asked}
 
 
-def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
-    """`row` (its line or number in the source), the value of the id column where one is named, `labels` (those whose
-    probability is above the model's threshold), and `probabilities` by label."""
+def answering(opened: "Opened", request: "prediction.Config") -> Answering:
+    """`labels` (those whose probability is above the model's threshold), and `probabilities` by label."""
+    _check_labels(opened)
     thresholds = thresholds_of(_settled(opened, request), opened.names)
-    table = read_asked(request)
-    probabilities = probabilities_of(_logits(opened, table, request, say))
-    if table.report.skipped:
-        say(f"{table.report.skipped} bad rows skipped")
 
-    def answer(values: np.ndarray) -> dict[str, Any]:
-        applying = [name for name, above in zip(opened.names, values > thresholds, strict=True) if above]
-        by_name = {name: round(float(p), 6) for name, p in zip(opened.names, values, strict=True)}
-        return {"labels": applying, "probabilities": by_name}
+    def lines(found: np.ndarray) -> Iterator[dict[str, Any]]:
+        for values in probabilities_of(found):
+            applying = [name for name, above in zip(opened.names, values > thresholds, strict=True) if above]
+            by_name = {name: round(float(p), 6) for name, p in zip(opened.names, values, strict=True)}
+            yield {"labels": applying, "probabilities": by_name}
 
-    return lines(table, map(answer, probabilities))
+    return text_answering(opened, request, objectives.multi_label, lines, classes=len(opened.names))
+
+
+def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
+    """`row` (its line or number in the source), the value of the id column where one is named, and what `answering`
+    says of it."""
+    return predict_texts(answering(opened, request), request, say=say)
 
 
 def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Report:

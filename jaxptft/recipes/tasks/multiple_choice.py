@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxptft import data, models, objectives
 from jaxptft.recipes.report import Report
+from jaxptft.recipes.tasks.answering import Answered, Answering, answers, counted, from_source
 from jaxptft.recipes.tasks.contract import Predictions
 from jaxptft.recipes.tasks.options import refuse_unused
 from jaxptft.recipes.tasks.settings import Columns
@@ -115,42 +116,67 @@ def report_on(logits: np.ndarray, rows: data.Choices) -> Report:
     return Report(found, "\n".join(lines if len(by_count) > 1 else lines[:1]), {"by_choices": by_count})
 
 
-def _logits(opened: "Opened", rows: data.Choices, request: Any, say: Say) -> np.ndarray:
-    longest = opened.longest(request.max_length)
-    tokens = data.tokenize_choices(rows, opened.tokenizer, longest)
-    if tokens.tokenized.truncated:
-        total = len(tokens.tokenized)
-        say(f"{tokens.tokenized.truncated} of {total} choices are longer than {longest} tokens and were cut")
-    batches = data.ChoiceBatches(tokens, batch_size=request.batch_size, shuffle=False, multiple_of=opened.devices)
-    found = opened.predictions(
-        objectives.multiple_choice(opened.model("multiple_choice")),
-        batches,
-        name_row=lambda index: f"{rows.source}, row {rows.rows[index]}",
-    )
-    return found["logits"]
+class _Asked:
+    """The logits of each row's choices [rows, choices], those that a row lacks far below all others."""
+
+    def __init__(self, opened: "Opened", max_length: int | None):
+        self.opened, self.longest = opened, opened.longest(max_length)
+        self.tokenizer = data.FixedTokenizer(opened.tokenizer)
+        self.predictor = opened.predictor(objectives.multiple_choice(opened.model("multiple_choice")))
+
+    def __call__(
+        self, rows: data.Choices, batching: Mapping[str, Any], done: Callable[[int], None]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The logits, and which choices were cut, one after the other."""
+        tokens = data.tokenize_choices(rows, self.tokenizer, self.longest, cache=False)
+        batches = data.ChoiceBatches(tokens, shuffle=False, multiple_of=self.opened.devices, **batching)
+        found = self.predictor(batches, name_row=lambda index: f"{rows.source}, row {rows.rows[index]}", done=done)
+        assert tokens.tokenized.cut is not None
+        return found["logits"], tokens.tokenized.cut
+
+
+def answering(opened: "Opened", request: "prediction.Config") -> Answering:
+    """The number of the `choice` counted from 0, its text as `answer`, and the `probabilities` of all choices in
+    order."""
+    from scipy.special import softmax
+
+    asked, columns = _Asked(opened, request.max_length), columns_of(request.columns, request.id)
+
+    def read(source: data.Source) -> data.Choices:
+        return data.read_choices(source, columns=columns, labelled=False, on_bad_row=request.on_bad_row)
+
+    def answer(rows: data.Choices, batching: Mapping[str, Any], done: Callable[[int], None]) -> Answered:
+        logits, cut = asked(rows, batching, done)
+        shares = softmax(logits.astype("float64"), axis=-1)
+
+        def lines() -> Iterator[dict[str, Any]]:
+            for choices, found in zip(rows.choices, shares, strict=True):
+                best = int(found.argmax())
+                listed = [round(float(share), 6) for share in found[: len(choices)]]
+                yield {"choice": best, "answer": choices[best], "probabilities": listed}
+
+        first = np.cumsum([0, *map(len, rows.choices)])
+        return Answered(lines(), np.logical_or.reduceat(cut, first[:-1]))
+
+    long = f"{{long}} of {{rows}} rows have choices longer than {asked.longest} tokens, which were cut"
+    return Answering(read, answer, long, asked.predictor)
 
 
 def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
-    """`row` (its line or number in the source), the value of the id column where one is named, the number of the
-    `choice` counted from 0, its text as `answer`, and the `probabilities` of all choices in order."""
-    from scipy.special import softmax
+    """`row` (its line or number in the source), the value of the id column where one is named, and what `answering`
+    says of it."""
+    found = answering(opened, request)
+    source = data.open_source(request.data, data.pick_split(request.data, request.split))
+    return answers(from_source(source, found), found, request, say=say)
 
-    rows = data.read_choices(
-        request.data,
-        columns=columns_of(request.columns, request.id),
-        labelled=False,
-        on_bad_row=request.on_bad_row,
-        split=data.pick_split(request.data, request.split),
-    )
-    shares = softmax(_logits(opened, rows, request, say).astype("float64"), axis=-1)
-    if rows.report.skipped:
-        say(f"{rows.report.skipped} bad rows skipped")
-    for number, choices in enumerate(rows.choices):
-        best = int(shares[number].argmax())
-        key = {} if rows.keys is None else {"id": rows.keys[number]}
-        listed = [round(float(share), 6) for share in shares[number, : len(choices)]]
-        line = {"row": int(rows.rows[number])} | key
-        yield line | {"choice": best, "answer": choices[best], "probabilities": listed}
+
+def _logits(opened: "Opened", rows: data.Choices, request: "evaluation.Config", say: Say) -> np.ndarray:
+    asked = _Asked(opened, request.max_length)
+    with counted(len(rows)) as done:
+        logits, cut = asked(rows, {"batch_size": request.batch_size}, done)
+    if cut.any():
+        say(f"{cut.sum()} of {len(cut)} choices are longer than {asked.longest} tokens and were cut")
+    return logits
 
 
 def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Report:

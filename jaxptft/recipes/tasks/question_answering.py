@@ -8,6 +8,7 @@ import numpy as np
 from jaxptft import data, models, objectives
 from jaxptft.recipes.metrics.answers import Decoded, best_over, best_threshold, decode, probabilities
 from jaxptft.recipes.report import Report
+from jaxptft.recipes.tasks.answering import Answered, Answering, answers, counted, from_rows
 from jaxptft.recipes.tasks.contract import Predictions
 from jaxptft.recipes.tasks.options import refuse_unused
 from jaxptft.recipes.tasks.settings import Answers, Columns
@@ -177,44 +178,69 @@ def _judged(given: Sequence[str], questions: data.Questions) -> list[tuple[int, 
     return [best_over(texts, text) for texts, text in zip(golds, given, strict=True)]
 
 
-def _ask(opened: "Opened", request: Any, questions: data.Questions, say: Say) -> tuple[list[Decoded], Answers]:
+class _Asked:
     """What the model holds of each question, sought as in its fine-tuning but for a threshold that is asked for."""
-    settings = Answers.model_validate(opened.settled.get("answers", {}))
-    if request.settled.threshold is not None:
-        settings = settings.model_copy(update={"null_threshold": request.settled.threshold})
-    longest = opened.longest(request.max_length)
-    windows = data.answer_windows(
-        questions, opened.tokenizer, longest, stride=settings.stride, max_question=settings.max_question
-    )
-    say(f"{len(questions)} questions from {questions.source}{_counts(questions, windows)}")
-    if questions.report.skipped:
-        say(f"{questions.report.skipped} bad rows skipped")
-    batches = data.WindowBatches(windows, batch_size=request.batch_size, shuffle=False, multiple_of=opened.devices)
-    objective = objectives.question_answering(opened.model("question_answering"), n_best=settings.n_best)
-    predictions = opened.predictions(
-        objective, batches, name_row=lambda index: f"{questions.source}, row {questions.rows[windows.example[index]]}"
-    )
-    return _decode(predictions, windows, len(questions), settings), settings
+
+    def __init__(self, opened: "Opened", request: Any):
+        self.settings = Answers.model_validate(opened.settled.get("answers", {}))
+        if request.settled.threshold is not None:
+            self.settings = self.settings.model_copy(update={"null_threshold": request.settled.threshold})
+        self.opened, self.longest = opened, opened.longest(request.max_length)
+        self.tokenizer = data.FixedTokenizer(opened.tokenizer)
+        network = opened.model("question_answering")
+        self.predictor = opened.predictor(objectives.question_answering(network, n_best=self.settings.n_best))
+
+    def windows(self, questions: data.Questions) -> data.Windows:
+        options = {"stride": self.settings.stride, "max_question": self.settings.max_question}
+        return data.answer_windows(questions, self.tokenizer, self.longest, **options)
+
+    def __call__(
+        self,
+        questions: data.Questions,
+        windows: data.Windows,
+        batching: Mapping[str, Any],
+        done: Callable[[int], None],
+    ) -> list[Decoded]:
+        batches = data.WindowBatches(windows, shuffle=False, multiple_of=self.opened.devices, **batching)
+
+        def name_row(index: int) -> str:
+            return f"{questions.source}, row {questions.rows[windows.example[index]]}"
+
+        found = self.predictor(batches, name_row=name_row, done=done)
+        return _decode(found, windows, len(questions), self.settings)
 
 
-def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
-    """`row` (its line or number in the source), `id` where the source has one, `question`, and the `answer`, which is
-    `context[start:end]`, with its share of the best ones as `score`; the first of these are `n_best`.
+def answering(opened: "Opened", request: "prediction.Config") -> Answering:
+    """`question`, and the `answer`, which is `context[start:end]`, with its share of the best ones as `score`; `n_best`
+    are the first of these.
 
     An empty answer, from 0 to 0, says that the context holds none; a model that was not taught to say so never does.
     """
-    questions = data.read_questions(
-        request.data,
-        columns=columns_of(request.columns, request.id),
-        labelled=False,
-        on_bad_row=request.on_bad_row,
-        split=data.pick_split(request.data, request.split),
-    )
-    decoded, settings = _ask(opened, request, questions, say)
-    for number, one in enumerate(decoded):
-        key = {} if questions.ids is None else {"id": questions.ids[number]}
-        line = {"row": int(questions.rows[number])} | key | {"question": questions.questions[number]}
-        yield line | _answer(one, questions.contexts[number], settings.null_threshold)
+    asked, columns = _Asked(opened, request), columns_of(request.columns, request.id)
+
+    def read(source: Any) -> data.Questions:
+        split = None if isinstance(source, data.Source) else data.pick_split(source, request.split)
+        return data.read_questions(source, columns=columns, labelled=False, on_bad_row=request.on_bad_row, split=split)
+
+    def answer(questions: data.Questions, batching: Mapping[str, Any], done: Callable[[int], None]) -> Answered:
+        windows = asked.windows(questions)
+        decoded = asked(questions, windows, batching, done)
+        cut = np.zeros(len(questions), bool)
+        cut[windows.example[windows.tokenized.cut]] = True
+        lines = (
+            {"question": question} | _answer(one, context, asked.settings.null_threshold)
+            for question, context, one in zip(questions.questions, questions.contexts, decoded, strict=True)
+        )
+        return Answered(lines, cut)
+
+    return Answering(read, answer, "{long} of {rows} questions were cut", asked.predictor)
+
+
+def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
+    """`row` (its line or number in the source), `id` where the source has one, and what `answering` says of it."""
+    found = answering(opened, request)
+    questions = found.read(request.data)  # all at once: no two may have one id
+    return answers(from_rows(questions), found, request, say=say)
 
 
 def _answer(decoded: Decoded, context: str, threshold: float | None) -> dict[str, Any]:
@@ -239,5 +265,10 @@ def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Rep
         on_bad_row=request.on_bad_row,
         split=data.pick_split(request.data, request.split),
     )
-    decoded, settings = _ask(opened, request, questions, say)
-    return report_on(decoded, questions, settings.null_threshold)
+    asked = _Asked(opened, request)
+    windows = asked.windows(questions)
+    skipped = f", {questions.report.skipped} bad rows skipped" if questions.report.skipped else ""
+    say(f"{len(questions)} questions from {questions.source}{_counts(questions, windows)}{skipped}")
+    with counted(len(windows)) as done:
+        decoded = asked(questions, windows, {"batch_size": request.batch_size}, done)
+    return report_on(decoded, questions, asked.settings.null_threshold)

@@ -8,8 +8,17 @@ import numpy as np
 from jaxptft import data, models, objectives
 from jaxptft.recipes.metrics.regression import regression_metrics, regression_report
 from jaxptft.recipes.report import Report
+from jaxptft.recipes.tasks.answering import Answering
 from jaxptft.recipes.tasks.contract import Predictions
-from jaxptft.recipes.tasks.labelled_rows import answers_of, lines, logits_of, read_asked, read_tables, say_rows
+from jaxptft.recipes.tasks.labelled_rows import (
+    answers_of,
+    logits_of,
+    predict_texts,
+    read_asked,
+    read_tables,
+    say_rows,
+    text_answering,
+)
 from jaxptft.recipes.tasks.options import refuse_unused
 from jaxptft.recipes.tasks.splits import batch_splits
 
@@ -88,13 +97,18 @@ def _scores(opened: "Opened", table: data.Table, request: Any, say: Say) -> np.n
     return logits_of(opened, table, objectives.regression, classes=1, **options)[:, 0]
 
 
+def answering(opened: "Opened", request: "prediction.Config") -> Answering:
+    """`score`."""
+
+    def lines(found: np.ndarray) -> Iterator[dict[str, Any]]:
+        return ({"score": score} for score in found[:, 0].tolist())
+
+    return text_answering(opened, request, objectives.regression, lines, classes=1)
+
+
 def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
     """`row` (its line or number in the source), the value of the id column where one is named, and `score`."""
-    table = read_asked(request)
-    scores = _scores(opened, table, request, say)
-    if table.report.skipped:
-        say(f"{table.report.skipped} bad rows skipped")
-    return lines(table, ({"score": score} for score in scores.tolist()))
+    return predict_texts(answering(opened, request), request, say=say)
 
 
 def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Report:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxptft import data, models, objectives
 from jaxptft.recipes.metrics.spans import tagging_metrics, tagging_report
 from jaxptft.recipes.report import Report
+from jaxptft.recipes.tasks.answering import Answered, Answering, answers, counted, from_source
 from jaxptft.recipes.tasks.contract import Predictions
 from jaxptft.recipes.tasks.options import balanced_classes, chosen_weights, refuse_unused
 from jaxptft.recipes.tasks.settings import Columns
@@ -171,52 +172,71 @@ def _scheme_of(opened: "Opened") -> data.Scheme | None:
     return None if scheme == "none" else scheme
 
 
-def _predictions(
-    opened: "Opened", rows: data.Taggings, request: Any, say: Say
-) -> tuple[list[list[str]], list[np.ndarray]]:
+class _Asked:
     """For each word of each sentence, its tag, and how probable the model finds it."""
-    longest = opened.longest(request.max_length)
-    tagged = data.tag_tokens(rows, opened.tokenizer, longest, names=opened.names)
-    if tagged.tokenized.truncated:
-        say(f"{tagged.tokenized.truncated} of {len(rows)} sentences are longer than {longest} tokens: in windows")
-    batches = data.TaggedBatches(tagged, batch_size=request.batch_size, shuffle=False, multiple_of=opened.devices)
-    owner = np.zeros(len(tagged.tokenized), np.int64)
-    owner[tagged.windows] = np.repeat(np.arange(len(rows)), np.diff(tagged.sentences))
-    found = opened.predictions(
-        objectives.token_classification(opened.model("token_classification", classes=len(opened.names)), width=longest),
-        batches,
-        name_row=lambda row: f"{rows.source}, row {rows.rows[owner[row]]}",
-    )
-    return _tags_of(found["tags"], tagged, opened.names), tagged.by_word(found["scores"], 0.0)
+
+    def __init__(self, opened: "Opened", max_length: int | None):
+        self.longest, self.opened = opened.longest(max_length), opened
+        self.tokenizer = data.FixedTokenizer(opened.tokenizer)
+        network = opened.model("token_classification", classes=len(opened.names))
+        self.predictor = opened.predictor(objectives.token_classification(network, width=self.longest))
+        self.long = f"{{long}} of {{rows}} sentences are longer than {self.longest} tokens: in windows"
+
+    def __call__(
+        self, rows: data.Taggings, batching: Mapping[str, Any], done: Callable[[int], None]
+    ) -> tuple[list[list[str]], list[np.ndarray], np.ndarray]:
+        """Tags, scores, and which sentences are in several windows."""
+        tagged = data.tag_tokens(rows, self.tokenizer, self.longest, names=self.opened.names)
+        batches = data.TaggedBatches(tagged, shuffle=False, multiple_of=self.opened.devices, **batching)
+        owner = np.zeros(len(tagged.tokenized), np.int64)
+        owner[tagged.windows] = np.repeat(np.arange(len(rows)), np.diff(tagged.sentences))
+
+        def name_row(row: int) -> str:
+            return f"{rows.source}, row {rows.rows[owner[row]]}"
+
+        found = self.predictor(batches, name_row=name_row, done=done)
+        long = tagged.windows[tagged.sentences[:-1]] != tagged.windows[tagged.sentences[1:] - 1]
+        return _tags_of(found["tags"], tagged, self.opened.names), tagged.by_word(found["scores"], 0.0), long
 
 
-def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
-    """`row` (its line or number in the source), the value of the id column where one is named, `words` and their
-    `tags`, and `entities`.
+def answering(opened: "Opened", request: "prediction.Config") -> Answering:
+    """`words` and their `tags`, and `entities`.
 
     An entity has a `type`, its `text`, the mean probability of its words' tags as `score`, and `start` and `end` (after
     its last): words where the row was a list of words, and characters where it was `text`, of which its text is then
     exactly that slice.
     """
-    rows = data.read_sentences(
-        request.data,
-        columns=columns_of(request.columns, request.id),
-        split=data.pick_tagged_split(request.data, request.split),
-        on_bad_row=request.on_bad_row,
+    scheme, asked = _scheme_of(opened), _Asked(opened, request.max_length)
+    columns = columns_of(request.columns, request.id)
+
+    def read(source: data.Source) -> data.Taggings:
+        return data.read_sentences(source, columns=columns, on_bad_row=request.on_bad_row)
+
+    def answer(rows: data.Taggings, batching: Mapping[str, Any], done: Callable[[int], None]) -> Answered:
+        tags, scores, long = asked(rows, batching, done)
+
+        def lines() -> Iterator[dict[str, Any]]:
+            for index, words in enumerate(rows.words):
+                line: dict[str, Any] = {} if rows.texts is None else {"text": rows.texts[index]}
+                line |= {"words": words, "tags": tags[index]}
+                if scheme is not None:
+                    found = data.spans(tags[index], scheme)
+                    line["entities"] = [_entity(span, rows, index, scores[index]) for span in found]
+                yield line
+
+        return Answered(lines(), long)
+
+    return Answering(read, answer, asked.long, asked.predictor, whole=True)
+
+
+def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
+    """`row` (its line or number in the source), the value of the id column where one is named, and what `answering`
+    says of it."""
+    found = answering(opened, request)
+    source = data.open_sentences(
+        request.data, request.columns.text, data.pick_tagged_split(request.data, request.split)
     )
-    scheme = _scheme_of(opened)
-    tags, scores = _predictions(opened, rows, request, say)
-    if rows.report.skipped:
-        say(f"{rows.report.skipped} bad rows skipped")
-    for index, row in enumerate(rows.rows.tolist()):
-        line: dict[str, Any] = {"row": row} | ({} if rows.keys is None else {"id": rows.keys[index]})
-        if rows.texts is not None:
-            line["text"] = rows.texts[index]
-        line |= {"words": rows.words[index], "tags": tags[index]}
-        if scheme is not None:
-            found = data.spans(tags[index], scheme)
-            line["entities"] = [_entity(span, rows, index, scores[index]) for span in found]
-        yield line
+    return answers(from_source(source, found), found, request, say=say)
 
 
 def _entity(span: data.Span, rows: data.Taggings, index: int, scores: np.ndarray) -> dict[str, Any]:
@@ -227,6 +247,16 @@ def _entity(span: data.Span, rows: data.Taggings, index: int, scores: np.ndarray
         start, end = rows.places[index][start][0], rows.places[index][end - 1][1]
         text = rows.texts[index][start:end]
     return {"type": span.type, "start": start, "end": end, "text": text, "score": score}
+
+
+def _tags(opened: "Opened", rows: data.Taggings, request: "evaluation.Config", say: Say) -> list[list[str]]:
+    """The tags of each sentence, with progress; says how many are in windows."""
+    asked = _Asked(opened, request.max_length)
+    with counted(len(rows)) as done:
+        tags, _, long = asked(rows, {"batch_size": request.batch_size}, done)
+    if long.any():
+        say(asked.long.format(long=int(long.sum()), rows=len(rows)))
+    return tags
 
 
 def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Report:
@@ -243,7 +273,7 @@ def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Rep
         split=data.pick_tagged_split(request.data, request.split),
         on_bad_row=request.on_bad_row,
     )
-    tags, _ = _predictions(opened, rows, request, say)
+    tags = _tags(opened, rows, request, say)
     skipped = f", {rows.report.skipped} skipped" if rows.report.skipped else ""
     say(f"{len(rows)} sentences from {rows.source}{skipped}")
     return tagging_report(rows.tags or [], tags, scheme)

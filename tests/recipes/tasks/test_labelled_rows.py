@@ -5,7 +5,8 @@ import pytest
 
 from jaxptft import data
 from jaxptft.recipes.finetune import Config
-from jaxptft.recipes.tasks.labelled_rows import augmented, lines, training_options
+from jaxptft.recipes.tasks.answering import lines
+from jaxptft.recipes.tasks.labelled_rows import augmented, training_options
 
 
 @pytest.fixture
