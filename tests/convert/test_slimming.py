@@ -55,7 +55,9 @@ def gates_of(kept, size, ending):
     return found
 
 
-@pytest.mark.parametrize("kind", ["Bert", "DistilBert", "Roberta", "Electra"])
+@pytest.mark.parametrize(
+    "kind", ["Bert", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("DistilBert", "Roberta", "Electra"))]
+)
 def test_removed_is_as_gated_and_torch_reads_the_zeros(kind, tmp_path):
     checkpoint = convert.load(make(tmp_path / "whole", kind))
     np.testing.assert_allclose(logits(checkpoint), torchs(tmp_path / "whole"), atol=1e-4)

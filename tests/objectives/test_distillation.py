@@ -172,6 +172,7 @@ def test_combined_with_labels_it_is_the_weighted_sum(batch, combined):
     assert "distill/soft" in terms
 
 
+@pytest.mark.slow
 def test_one_gradient_on_one_device_and_on_eight_in_micro_steps(batch, combined, quick):
     both, _, params = combined
     everything = jax.tree.map(lambda _: True, params)

@@ -130,6 +130,7 @@ def test_layers_and_zeros(wide, command, files, tmp_path):
     assert json.loads((tmp_path / "out/pruning.json").read_text())["sparsity"] == zeros / sizes
 
 
+@pytest.mark.slow
 def test_images_lose_neurons_too(tmp_path, command, digits):
     torch.manual_seed(0)
     names = sorted(folder.name for folder in (digits / "train").iterdir() if folder.is_dir())

@@ -123,7 +123,12 @@ def one_way(fine_tune, tmp_path_factory):
     return fine_tune(tmp_path_factory.mktemp("runs") / "one", **ONE_WAY).out
 
 
-@pytest.mark.parametrize("variant", [{"devices": 8}, {"accumulate": 2}, {"devices": 4, "fsdp": 2}], ids=str)
+RARER = ({"accumulate": 2}, {"devices": 4, "fsdp": 2})
+
+
+@pytest.mark.parametrize(
+    "variant", [{"devices": 8}, *(pytest.param(way, marks=pytest.mark.slow) for way in RARER)], ids=str
+)
 def test_devices_and_micro_steps_prune_the_same_weights(variant, one_way, fine_tune, tmp_path, tensors_of, lines_of):
     one, other = one_way, fine_tune(tmp_path / "run", **ONE_WAY, **variant).out
     for name, array in tensors_of(one / "model").items():

@@ -174,7 +174,12 @@ def predicted(command, model, rows, out):
     return lines(out)
 
 
-@pytest.mark.parametrize("task", TASKS)
+EVERY_DAY = ("token_classification", "multiple_choice")
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=() if task in EVERY_DAY else pytest.mark.slow) for task in TASKS]
+)
 def test_every_task_of_texts_answers_as_the_floats_that_int8_stands_for(task, make_model, command, tmp_path):
     architecture, fields, labelled = TASKS[task]
     if "id2label" in fields:

@@ -361,6 +361,7 @@ def test_a_run_goes_on_with_its_state_cut_over_other_devices(fine_tune, built, m
     assert arrays_of(tmp_path / "cut")[0] == "step_00000008"
 
 
+@pytest.mark.slow
 def test_several_steps_a_dispatch_learn_the_same_and_may_change_on_resume(fine_tune, tmp_path, lines_of):
     values = {"evaluate_every": 5, "log_every": 1, "dropout": 0.0, "learning_rate": 1e-3, "keep_checkpoints": 2}
     fine_tune(tmp_path / "one", **values, steps=12, steps_per_dispatch=1)

@@ -31,6 +31,7 @@ def test_a_batch_that_cannot_be_padded_is_refused():
         train.shard({"x": np.arange(5)}, train.make_mesh())
 
 
+@pytest.mark.slow
 def test_an_odd_batch_gives_the_same_update_on_one_and_eight_devices(tiny):
     odd = {name: leaf[:7] for name, leaf in tiny.batch.items()}
     results = []

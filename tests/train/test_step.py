@@ -194,6 +194,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(tiny):
     assert after.params["w"] != state.params["w"]
 
 
+@pytest.mark.slow
 def test_dropout_draws_anew_each_step_and_repeats_with_the_seed(tiny):
     model = models.bert.classifier(models.BertConfig(**{**vars(tiny.config), "dropout": 0.5}), 3)
     objective = objectives.classification(model)
