@@ -23,6 +23,7 @@ from jaxptft.convert.heads import find_architecture, free_axes, head_rules
 from jaxptft.convert.hf_config import read_json
 from jaxptft.convert.match import standard_name
 from jaxptft.convert.rules import IDENTITY, Config, Family, Rule
+from jaxptft.convert.slimming import narrowed_adapters, widened_adapters
 from jaxptft.convert.staging import new_folder
 from jaxptft.convert.tensors import read_safetensors
 from jaxptft.convert.wording import listed
@@ -78,6 +79,7 @@ def save_adapter(
     from safetensors.numpy import save_file
 
     family = find_family(checkpoint.family)
+    params = widened_adapters(checkpoint.config, params)
     heads = engine.heads_of(family, params)
     for head in heads:
         if family.heads[head].tied:
@@ -173,7 +175,7 @@ def load_adapter(folder: str | Path, checkpoint: Checkpoint, *, head: str | None
     if "lora" not in params:
         raise ValueError(f"{source / WEIGHTS} holds no adapters, but {listed(sorted(named))}")
     return Adapter(
-        params,
+        narrowed_adapters(config, params),
         rank=int(fields["r"]),
         alpha=float(fields["lora_alpha"]),
         rank_stabilized=bool(fields.get("use_rslora")),

@@ -5,7 +5,7 @@ that are left (heads have no order), which gives the same numbers; `KEPT` in con
 `narrowed` takes the zeros away again. Narrower feed-forward blocks are an `intermediate_size` like any other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -119,6 +119,61 @@ def narrowed(checkpoint: Checkpoint, fields: Mapping[str, Any]) -> Checkpoint:
         if np.any(np.asarray(output)[gone:]):
             return checkpoint
     return replace(checkpoint, config=small.config, params=small.params)
+
+
+def widened_adapters(config: Any, params: Params) -> Params:
+    """The parameters, whose LoRA adapters have zeros in the place of heads that were removed, as `widened` has them."""
+
+    def padded(name: str, adapter: Mapping[str, Any], gone: int) -> dict[str, Any]:
+        part, axis = ("b", -1) if name in _READ else ("a", 0)
+        return {**adapter, part: _padded(adapter[part], axis, gone)}
+
+    return _with_adapters(config, params, padded)
+
+
+def narrowed_adapters(config: Any, params: Params) -> Params:
+    """The parameters, whose LoRA adapters are of the heads that are left, as `narrowed` has them.
+
+    Raises ValueError for adapters that give a removed head a say: its values and what reads them are adapted.
+    """
+
+    def cut(name: str, adapter: Mapping[str, Any], gone: int) -> dict[str, Any]:
+        part = "b" if name in _READ else "a"
+        rows = np.asarray(adapter[part])
+        return {**adapter, part: rows[:, : rows.shape[1] - gone] if part == "b" else rows[: rows.shape[0] - gone]}
+
+    small = _with_adapters(config, params, cut)
+    # Zeros times whatever: one of the two suffices, for what a removed head gives is its values times what reads them.
+    for layer, own in _adapted(config, params).items():
+        gone = config.width - config.kept_heads[layer] * (config.width // config.heads)
+        values, reads = (own.get(name, {}).get("kernel", {}) for name in ("value", "output"))
+        says = (
+            values and reads and np.any(np.asarray(values["b"])[:, -gone:]) and np.any(np.asarray(reads["a"])[-gone:])
+        )
+        if gone and says:
+            raise ValueError(f"the adapters of layer {layer} give the heads that {KEPT} says were removed a say")
+    return small
+
+
+def _adapted(config: Any, params: Params) -> dict[int, Mapping[str, Any]]:
+    """The adapters of each layer's attention, where heads were removed."""
+    if getattr(config, "kept_heads", None) is None:
+        return {}
+    layers = params.get("lora", {}).get("backbone", {})
+    known = {layer: layers.get(f"layer_{layer}", {}).get("attention") for layer in range(len(config.kept_heads))}
+    return {layer: own for layer, own in known.items() if own}
+
+
+def _with_adapters(config: Any, params: Params, change: Callable[[str, Any, int], Any]) -> Params:
+    changed: dict[str, Any] = {}
+    for layer, own in _adapted(config, params).items():
+        gone = config.width - config.kept_heads[layer] * (config.width // config.heads)
+        attention = {name: {"kernel": change(name, one["kernel"], gone)} for name, one in own.items()}
+        changed[f"layer_{layer}"] = {**params["lora"]["backbone"][f"layer_{layer}"], "attention": attention}
+    if not changed:
+        return params
+    lora = {**params["lora"], "backbone": {**params["lora"]["backbone"], **changed}}
+    return {**params, "lora": lora}
 
 
 def _stored(checkpoint: Checkpoint) -> int:

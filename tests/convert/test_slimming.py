@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+import chex
 import jax
 import numpy as np
 import pytest
 import torch
 import transformers
 
-from jaxptft import convert, models
+from jaxptft import convert, models, objectives, optim
 
 LABELS = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
 BATCH = {
@@ -111,6 +112,49 @@ def test_zeros_that_were_trained_elsewhere_are_read_whole(tmp_path):
     back = convert.load(tmp_path / "small")
     assert back.config.kept_heads is None
     np.testing.assert_allclose(logits(back), torchs(tmp_path / "small"), atol=1e-4)
+
+
+@pytest.mark.parametrize("names", ["query,value", "query,key,value,output"])
+def test_peft_puts_adapters_of_a_slim_model_on_its_zeros(names, tmp_path):
+    import peft
+
+    small = convert.keep_heads(convert.load(make(tmp_path / "whole")), HEADS)
+    convert.save(tmp_path / "small", small)
+    base = convert.load(tmp_path / "small")
+    targets = optim.mask(base.params, f"backbone/layer_*/attention/{{{names}}}/kernel")
+    adapters = objectives.init_lora(jax.random.key(0), base.params, targets, rank=2)
+    lora = jax.tree.map(lambda leaf: np.random.default_rng(leaf.size).normal(size=leaf.shape, scale=0.3), adapters)
+    params = {**base.params, "lora": lora}
+    convert.save_adapter(tmp_path / "adapter", base, params, alpha=4.0, base=str(tmp_path / "small"))
+    expected = logits(replace(base, params=objectives.merge_lora(params, scale=2.0)))
+    assert np.abs(expected - logits(base)).max() > 0.01
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")
+    model = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        found = model(**{name: torch.tensor(array).long() for name, array in BATCH.items()}).logits.numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    back = convert.load_adapter(tmp_path / "adapter", base)
+    chex.assert_trees_all_close(back.params["lora"], jax.tree.map(np.float32, lora))
+
+
+def test_adapters_that_wake_a_removed_head_are_refused(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    small = convert.keep_heads(convert.load(make(tmp_path / "whole")), HEADS)
+    targets = optim.mask(small.params, "backbone/layer_*/attention/{value,output}/kernel")
+    lora = objectives.init_lora(jax.random.key(0), small.params, targets, rank=2)
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), {**small.params, "lora": lora})
+    convert.save_adapter(tmp_path / "adapter", small, params, alpha=4.0)
+    file = tmp_path / "adapter/adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors["base_model.model.bert.encoder.layer.1.attention.self.value.lora_B.weight"][-1] = 1
+    save_file(tensors, file)
+    convert.load_adapter(tmp_path / "adapter", small)  # nothing reads it
+    tensors["base_model.model.bert.encoder.layer.1.attention.output.dense.lora_A.weight"][:, -1] = 1
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="the adapters of layer 1 give the heads that jaxptft_kept_heads says"):
+        convert.load_adapter(tmp_path / "adapter", small)
 
 
 def test_a_shared_layer_is_slimmed_wherever_it_works(tmp_path):

@@ -135,6 +135,24 @@ def test_inputs_are_rounded_by_token_or_by_their_range(mode):
     np.testing.assert_array_equal(np.asarray(models.with_int8(network.apply, "dynamic")(made, x))[0, 0], params["bias"])
 
 
+def test_a_percentile_clips_what_is_larger():
+    x = np.random.default_rng(1).normal(size=(4, 50, 24)).astype(np.float32)
+    x[1, 3, 5] = 100
+    network, params, x = linear(matrix(), x)
+    ranges = models.input_ranges(network.apply, params, x, percentile=99.0)
+    np.testing.assert_allclose(ranges["kernel"], np.percentile(np.abs(x), 99.0), rtol=1e-6)
+    made = export.quantize(params, ["kernel"], ranges=ranges)
+    clipped = np.clip(x, -float(ranges["kernel"]), float(ranges["kernel"]))
+    found, expected = (models.with_int8(network.apply, "static")(made, inputs) for inputs in (x, clipped))
+    np.testing.assert_array_equal(found, expected)
+    whole = export.quantize(params, ["kernel"], ranges=models.input_ranges(network.apply, params, x))
+    rest, exact = np.delete(np.arange(4), 1), network.apply(params, x)
+    near, far = (
+        np.abs(models.with_int8(network.apply, "static")(own, x) - exact)[rest].mean() for own in (made, whole)
+    )
+    assert near < far / 4
+
+
 def test_nan_is_not_rounded_away():
     network, params, x = linear(matrix(), np.ones((1, 24), np.float32))
     made = export.quantize(params, ["kernel"])
