@@ -11,7 +11,7 @@ from jaxptft.recipes.tasks.settings import Settled
 
 
 class Config(Settings):
-    """Answer rows over HTTP: jaxptft serve MODEL. POST {"text": "..."} or {"rows": [...]} to /predict"""
+    """Answer rows over HTTP: jaxptft serve MODEL. POST {"text": "..."}, {"image": base64} or {"rows": [...]}"""
 
     model: tyro.conf.Positional[str]
     """a run folder, a Hugging Face or converted folder, a quantized model, an exported program, or a hub's name"""
@@ -29,8 +29,8 @@ class Config(Settings):
     """rows that may wait; 429 beyond"""
     max_rows: int = Field(default=64, ge=1)
     """rows of a request"""
-    max_bytes: int = Field(default=1_000_000, ge=100)
-    """bytes of a request's body"""
+    max_bytes: int | None = Field(default=None, ge=100)
+    """bytes of a request's body (default: 1 million of texts, 16 million of images)"""
     timeout_s: float = Field(default=30.0, gt=0, le=3600)
     """seconds after which a request gets 504"""
     grace_s: float = Field(default=30.0, gt=0, le=3600)

@@ -6,10 +6,10 @@ Every refusal is {"detail": one line}: 4xx for what a client can change, 429 wit
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
@@ -40,6 +40,12 @@ _REFUSALS = {
 }
 
 
+class PrepareRows(Protocol):
+    """What is made of a request's rows before they wait."""
+
+    def __call__(self, rows: Sequence[dict[str, Any]], *, single: bool) -> Sequence[dict[str, Any]]: ...
+
+
 class Limits(NamedTuple):
     """Of one request: its body in bytes, its rows, the seconds until its answer; and what becomes of long texts."""
 
@@ -62,10 +68,13 @@ def make_app(
     limits: Limits,
     about: Callable[[], Mapping[str, Any]],
     *,
+    prepare_rows: PrepareRows | None = None,
     prepare: Callable[[], bool] = lambda: True,
     grace: float = 30.0,
 ) -> FastAPI:
     """The application; `prepare` is that of `Batcher.start`, and `about` gives the metadata.
+
+    `prepare_rows`: (rows, single=whether they came as one) -> what is submitted, in a thread; raises BadRequest.
 
     When it stops, what waits is answered within `grace` seconds.
     """
@@ -100,7 +109,7 @@ def make_app(
     @app.post("/predict", summary="Answer one row or several", openapi_extra={"requestBody": body}, responses=refusals)
     async def predict(request: Request) -> Response:
         """One row gives one answer; rows give predictions, in their order. An answer holds what jaxptft predict says,
-        and "truncated": whether the text was longer than the model reads, and cut."""
+        and of a text "truncated": whether it was longer than the model reads, and cut."""
         if batcher.closing:
             return _refusal(503, "the server is stopping")
         if not state.ready:
@@ -119,7 +128,10 @@ def make_app(
         try:
             asked = parse(content, kind, most=limits.max_rows)
             async with asyncio.timeout(limits.timeout):
-                answers = await asyncio.wrap_future(batcher.submit(asked.rows))
+                rows = asked.rows
+                if prepare_rows is not None:
+                    rows = await asyncio.to_thread(prepare_rows, rows, single=asked.single)
+                answers = await asyncio.wrap_future(batcher.submit(rows))
         except BadRequest as error:
             return _refusal(error.status, error.message)
         except Overloaded:
@@ -132,7 +144,7 @@ def make_app(
             return _refusal(500, f"the batch failed ({type(error).__name__}); the server's log has more")
         if limits.too_long == "refuse":
             for number, answer in enumerate(answers):
-                if answer["truncated"]:
+                if answer.get("truncated"):
                     place = "the row" if asked.single else f"rows.{number}"
                     return _refusal(422, f"{place} is longer than the model reads (see max_length of /metadata)")
         return _json(answers[0] if asked.single else {"predictions": list(answers)})

@@ -1,7 +1,8 @@
 """Rows of many requests, answered together by one thread: a bounded queue, from which it takes what is there.
 
 It waits a moment for more where there are few, and takes requests in their order, whole: one with more rows than a
-batch holds is a batch of its own. What a batch raises is raised to the requests in it, and to no other.
+batch holds is a batch of its own. Where a batch of several requests fails, each is answered by itself, so that what one
+raises is raised to no other.
 """
 
 import logging
@@ -152,8 +153,11 @@ class Batcher:
         except Exception as error:
             _LOG.exception("a batch of %d rows failed", len(rows))
             self.counts.failed += 1
+            if len(batch) == 1:
+                batch[0].future.set_exception(error)
+                return
             for asked in batch:
-                asked.future.set_exception(error)
+                self._run([asked], list(asked.rows))
             return
         self.counts.requests += len(batch)
         self.counts.rows += len(rows)

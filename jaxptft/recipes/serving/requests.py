@@ -78,11 +78,19 @@ class ChoicesRow(Row):
         return self
 
 
+class ImageRow(Row):
+    """An image."""
+
+    image: Annotated[str, Field(min_length=1, json_schema_extra={"contentEncoding": "base64"})]
+    """an image file (PNG, JPEG, GIF, BMP, PPM, TIFF or WebP), in base64"""
+
+
 ROWS: dict[str, type[Row]] = {
     **dict.fromkeys(("classification", "multi_label", "regression"), TextRow),
     "token_classification": SentenceRow,
     "question_answering": QuestionRow,
     "multiple_choice": ChoicesRow,
+    "image_classification": ImageRow,
 }
 
 

@@ -20,6 +20,7 @@ from jaxptft.recipes.runtime import keep_compiled_programs
 from jaxptft.recipes.serving.answers import Answerer
 from jaxptft.recipes.serving.app import Limits, make_app
 from jaxptft.recipes.serving.batcher import Batcher
+from jaxptft.recipes.serving.images import ImageAnswerer
 from jaxptft.recipes.tasks.options import refuse_unused
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ Say = Callable[[str], None]
 TOGETHER = 4
 """How many of the largest batches are taken at once: among more rows more are of one length. Of film reviews of 27
 tokens, 16 at a time cost 2.1 tokens for each that they have, and 64 at a time 1.6, or 1.4 with lengths such as 48."""
+TEXT_BYTES, IMAGE_BYTES = 1_000_000, 16_000_000
+"""Of a request's body, where `max_bytes` does not say."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -40,7 +43,7 @@ class Served:
         opened = open_any(config.model, family=config.family, allow_bin=config.allow_bin)
         refuse_unused(request, opened.task)
         self.config = config
-        self.answerer = Answerer(opened, request, sizes=config.batch_sizes, lengths=config.lengths)
+        self.answerer = _answerer(opened, request, config)
         enough = self.answerer.sizes[-1]
         wait = config.wait_ms / 1000
         self.batcher = Batcher(self.answerer, most=TOGETHER * enough, room=config.queue_rows, wait=wait, enough=enough)
@@ -52,7 +55,15 @@ class Served:
         return {**self._facts, **now}
 
 
-def _facts(opened: Opened, answerer: Answerer) -> dict[str, Any]:
+def _answerer(opened: Opened, request: predict.Config, config: "Config") -> Answerer | ImageAnswerer:
+    if opened.preprocessing is None:
+        return Answerer(opened, request, sizes=config.batch_sizes, lengths=config.lengths)
+    if config.lengths:
+        raise ValueError(f"lengths is {config.lengths}, and {opened.source} reads images; leave it out")
+    return ImageAnswerer(opened, sizes=config.batch_sizes)
+
+
+def _facts(opened: Opened, answerer: Answerer | ImageAnswerer) -> dict[str, Any]:
     import jax
 
     return {
@@ -130,9 +141,18 @@ class Listening:
             say(f"ready: {len(served.answerer.shapes)} shapes compiled in {time.monotonic() - begun:.1f} s")
             return True
 
-        limits = Limits(config.max_bytes, config.max_rows, config.timeout_s, config.too_long)
-        task = served.answerer.task
-        app = make_app(task, served.batcher, limits, served.about, prepare=prepare, grace=config.grace_s)
+        answerer = served.answerer
+        most = config.max_bytes or (IMAGE_BYTES if isinstance(answerer, ImageAnswerer) else TEXT_BYTES)
+        limits = Limits(most, config.max_rows, config.timeout_s, config.too_long)
+        app = make_app(
+            answerer.task,
+            served.batcher,
+            limits,
+            served.about,
+            prepare_rows=answerer.prepare if isinstance(answerer, ImageAnswerer) else None,
+            prepare=prepare,
+            grace=config.grace_s,
+        )
         settings = uvicorn.Config(
             app,
             log_level="warning",

@@ -126,11 +126,25 @@ def read(
     return ImageClassification(config, folder=folder, architecture=architecture, devices=devices, say=say)
 
 
-def _logits(opened: "Opened", images: data.Images, batch_size: int) -> np.ndarray:
+def objective_of(opened: "Opened") -> objectives.Objective:
+    """What predicts the logits of batches of images, as they are stored."""
     model = opened.model("classification", classes=len(opened.names))
     assert opened.preprocessing is not None
     view = opened.preprocessing.view
-    task = objectives.seen_through(objectives.classification(model), view=view, plain=view)
+    return objectives.seen_through(objectives.classification(model), view=view, plain=view)
+
+
+def answers_of(opened: "Opened", logits: np.ndarray) -> Iterator[dict[str, Any]]:
+    """`label`, and `probabilities` by class."""
+    from scipy.special import softmax
+
+    for values in softmax(logits.astype("float64"), axis=-1):
+        by_name = {name: round(float(p), 6) for name, p in zip(opened.names, values, strict=True)}
+        yield {"label": opened.names[int(values.argmax())], "probabilities": by_name}
+
+
+def _logits(opened: "Opened", images: data.Images, batch_size: int) -> np.ndarray:
+    task = objective_of(opened)
     batches = data.ImageBatches(images, batch_size=batch_size, shuffle=False, multiple_of=opened.devices)
     return opened.predictions(task, batches, name_row=lambda row: f"{images.source}, row {images.rows[row]}")["logits"]
 
@@ -151,17 +165,13 @@ def _read_asked(opened: "Opened", request: Any, *, labelled: bool) -> data.Image
 
 def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
     """`row` (its number in the source), the file's name where there is one, `label`, and `probabilities` by class."""
-    from scipy.special import softmax
-
     images = _read_asked(opened, request, labelled=False)
-    found = softmax(_logits(opened, images, request.batch_size).astype("float64"), axis=-1)
+    found = answers_of(opened, _logits(opened, images, request.batch_size))
     if images.report.skipped:
         say(f"{images.report.skipped} bad images skipped")
     keys = images.keys or [None] * len(images)
-    for row, key, values in zip(images.rows.tolist(), keys, found, strict=True):
-        by_name = {name: round(float(p), 6) for name, p in zip(opened.names, values, strict=True)}
-        line = {"row": row} | ({} if key is None else {"id": key})
-        yield line | {"label": opened.names[int(values.argmax())], "probabilities": by_name}
+    for row, key, answer in zip(images.rows.tolist(), keys, found, strict=True):
+        yield {"row": row} | ({} if key is None else {"id": key}) | answer
 
 
 def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Report:

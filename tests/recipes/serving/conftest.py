@@ -68,3 +68,24 @@ def serving(quickly):
 def of_loopback():
     """`ask`, of this file."""
     return ask
+
+
+@pytest.fixture(scope="session")
+def vit(tmp_path_factory):
+    """A ViT that torch drew, for images of 16 x 16 in colour."""
+    import torch
+    import transformers
+
+    labels = {0: "cat", 1: "dog", 2: "owl"}
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.ViTConfig(
+        **sizes, image_size=16, patch_size=8, id2label=labels, label2id={name: key for key, name in labels.items()}
+    )
+    model = transformers.ViTForImageClassification(config).eval()
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.normal_(std=0.3)
+    folder = tmp_path_factory.mktemp("models") / "vit"
+    model.save_pretrained(folder)
+    return folder

@@ -80,15 +80,16 @@ def test_a_full_queue_refuses_and_takes_rows_again_later(batcher, gate):
     assert batcher.submit(rows(9)).result(30) == [{"y": 9}]
 
 
-def test_what_a_batch_raises_is_raised_to_its_requests_alone(batcher, gate, caplog):
+def test_what_a_request_raises_is_raised_to_no_other_of_its_batch(batcher, gate, caplog):
     held(batcher, gate)
     others = [batcher.submit(rows(1, 2)), batcher.submit(rows("bad")), batcher.submit(rows(3, 4, 5))]
     gate.open.set()
-    for future in others[:2]:
-        with pytest.raises(ValueError, match="a bad row"):
-            future.result(30)
+    with pytest.raises(ValueError, match="a bad row"):
+        others[1].result(30)
+    assert others[0].result(30) == [{"y": 1}, {"y": 2}]
     assert others[2].result(30) == [{"y": 3}, {"y": 4}, {"y": 5}]
-    assert batcher.counts.failed == 1
+    assert gate.batches == [["first"], [1, 2, "bad"], [1, 2], ["bad"], [3, 4, 5]]
+    assert batcher.counts.failed == 2  # all three rows, and the bad one
     assert "a batch of 3 rows failed" in caplog.text
 
 

@@ -1,5 +1,6 @@
 """The page, in a browser: one types text and sees labels and scores."""
 
+import base64
 import shutil
 
 import pytest
@@ -112,6 +113,27 @@ def test_other_tasks_have_fields_of_their_own(architecture, page, serving, make_
         answer = found.ask("/predict", row).content
         assert page.locator("#answer .big").inner_text() == answer["answer"]
         assert page.locator("#answer .row").count() == len(answer.get("n_best", answer.get("probabilities")))
+
+
+def test_an_image_is_chosen_and_shown_beside_its_labels(page, serving, vit, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (40, 20), "red").save(tmp_path / "red.png")
+    with serving(vit, batch_sizes=(1,)) as found:
+        page.goto(f"http://127.0.0.1:{found.port}/")
+        page.get_by_label("Image").set_input_files(tmp_path / "red.png")
+        page.get_by_role("button", name="Predict").click()
+        answer = page.locator("#answer")
+        answer.locator(".big").wait_for()
+        content = base64.b64encode((tmp_path / "red.png").read_bytes()).decode()
+        assert answer.locator(".big").inner_text() == found.ask("/predict", {"image": content}).content["label"]
+        assert answer.locator(".row").count() == 3
+        assert answer.locator("img").evaluate("image => [image.naturalWidth, image.naturalHeight]") == [40, 20]
+        (tmp_path / "bad.png").write_bytes(b"hello")
+        page.get_by_label("Image").set_input_files(tmp_path / "bad.png")
+        page.get_by_role("button", name="Predict").click()
+        answer.locator(".error").wait_for()
+        assert answer.inner_text().startswith("image is no image")
 
 
 def test_the_interface_is_drawn(page, server):
