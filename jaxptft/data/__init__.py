@@ -51,7 +51,7 @@ from jaxptft.data.split import (
     refuse_absent_split,
     split,
 )
-from jaxptft.data.squad import Answer, QuestionColumns, Questions, make_questions, read_questions
+from jaxptft.data.squad import Answer, QuestionColumns, Questions, make_questions, question_rows, read_questions
 from jaxptft.data.tables import Table, make_table, read_table
 from jaxptft.data.tag_schemes import Scheme, Span, convert_tags, lenient_spans, scheme_of_names, span_tags, spans
 from jaxptft.data.tagged_files import pick_tagged_split
@@ -160,6 +160,7 @@ __all__ = [
     "padding_share",
     "pick_split",
     "pick_tagged_split",
+    "question_rows",
     "read_choices",
     "read_corpus",
     "read_dialogue",

@@ -36,8 +36,8 @@ def read_dialogue(
 
     Raises ValueError, naming the columns found, where one is absent or several could be meant, and as `read_table`.
     """
-    found = open_source(source, split).columns
-    name = str(source)
+    opened = open_source(source, split)
+    found, name = opened.columns, opened.name
     chosen = _one(name, "prompt", prompt, PROMPT, found)
     answer = _one(name, "response", response, RESPONSE, found) if answered else ""
     columns = Columns(chosen, answer, id=id)

@@ -95,6 +95,7 @@ def read_questions(
     labelled: bool = True,
     split: str | None = None,
     on_bad_row: OnBadRow = "error",
+    seen: dict[Any, int] | None = None,
 ) -> Questions:
     """Read SQuAD's JSON (1.1 or 2.0), or rows with a question, a context and answers from JSONL, Parquet, a folder
     saved by `datasets`, or a hub name such as `squad`.
@@ -106,6 +107,7 @@ def read_questions(
       labelled: False leaves the answers out, whether the source has them or not.
       split: which split of a source that has several.
       on_bad_row: "error" raises at the first bad row; "skip" leaves bad rows out and counts them in the report.
+      seen: the ids of a source's other pieces, by row, to which those of this one are added: no two rows share one.
 
     Raises:
       FileNotFoundError: there is no such source.
@@ -117,7 +119,18 @@ def read_questions(
     if nested is not None and split is not None:
         raise ValueError(f"{name}: has no splits, and split {split!r} was asked of it")
     opened = nested or _flat(source, split, columns or QuestionColumns(), labelled)
-    return _checked(opened, labelled, on_bad_row)
+    return _checked(opened, labelled, on_bad_row, {} if seen is None else seen)
+
+
+def question_rows(source: Any, split: str | None = None) -> Source | None:
+    """A source of questions whose rows can be read in pieces; None for SQuAD's own JSON, which nests them.
+
+    Raises FileNotFoundError and ValueError as `read_questions` does.
+    """
+    name, found = load(source)
+    if isinstance(found, Path) and found.suffix.lower() == ".json" and _squad_json(name, found) is not None:
+        return None
+    return open_source(source, split)
 
 
 def make_questions(
@@ -145,7 +158,7 @@ def make_questions(
     def rows() -> Iterator[Row]:
         return enumerate(map(list, zip(*given.values(), strict=True)), start=1)
 
-    return _checked(_Opened(source, tuple(given), rows, lambda row, role: role), answers is not None, on_bad_row)
+    return _checked(_Opened(source, tuple(given), rows, lambda row, role: role), answers is not None, on_bad_row, {})
 
 
 def _flat(source: Any, split: str | None, columns: QuestionColumns, labelled: bool) -> _Opened:
@@ -195,12 +208,11 @@ def _objects(name: str, place: str, value: Any) -> list[dict[str, Any]]:
     return value
 
 
-def _checked(opened: _Opened, labelled: bool, on_bad_row: OnBadRow) -> Questions:
+def _checked(opened: _Opened, labelled: bool, on_bad_row: OnBadRow, seen: dict[Any, int]) -> Questions:
     tally = Tally(opened.name, on_bad_row)
     columns: dict[str, list[Any]] = {"question": [], "context": [], "answers": [], "id": []}
     numbers: list[int] = []
     contexts: dict[str, str] = {}  # one object for each, however many questions it has
-    seen: dict[Any, int] = {}
     for number, values in opened.rows():
         tally.rows += 1
         if isinstance(values, Problem):
@@ -215,7 +227,7 @@ def _checked(opened: _Opened, labelled: bool, on_bad_row: OnBadRow) -> Questions
             role = "answers"
             answers = _check_answers(given["answers"], given.get("is_impossible"), context) if labelled else ()
             role = "id"
-            key = _check_id(given["id"], seen) if "id" in given else None
+            key = _check_id(given["id"], number, seen) if "id" in given else None
         except Refused as refused:
             tally.refuse(number, Problem(refused.reason, refused.detail, opened.place(number, role)))
             continue
@@ -241,9 +253,9 @@ def _checked(opened: _Opened, labelled: bool, on_bad_row: OnBadRow) -> Questions
     )
 
 
-def _check_id(value: Any, seen: Mapping[Any, int]) -> Any:
+def _check_id(value: Any, number: int, seen: Mapping[Any, int]) -> Any:
     key = check_key(value)
-    if key in seen:
+    if seen.get(key, number) != number:  # the same row may be read again
         raise Refused("duplicate id", f"is {shown(key)}, as in row {seen[key]}; every question needs its own")
     return key
 

@@ -162,9 +162,10 @@ def plot(path: Path, record: Mapping[str, Any]) -> None:
     areas = [30 + 600 * line["bytes"] / largest for line in lines]
     colours = ["#d95f0e", *["#4292c6"] * (len(lines) - 1)]
     axes.scatter(x, y, s=areas, c=colours, alpha=0.7, linewidths=0)
+    labels = []
     for line, left, height in zip(lines, x, y, strict=True):
         said = f"{line['name']}, {line['bytes'] / 1e6:.1f} MB"
-        axes.annotate(said, (left, height), xytext=(6, 6), textcoords="offset points", fontsize=8)
+        labels.append(axes.annotate(said, (left, height), xytext=(6, 6), textcoords="offset points", fontsize=8))
     axes.axhline(y[0], color="gray", linestyle=":", linewidth=1)
     axes.set_xlabel("milliseconds a row, one at a time, p50")
     axes.set_ylabel(metric.rpartition("/")[2].replace("_", " "))
@@ -172,7 +173,21 @@ def plot(path: Path, record: Mapping[str, Any]) -> None:
     axes.margins(y=0.15)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+    _put_apart(figure, labels)
     figure.savefig(path, dpi=150)
+
+
+def _put_apart(figure: Any, labels: Sequence[Any]) -> None:
+    """Labels that would lie on others are moved up or down, as little as it takes."""
+    figure.draw_without_rendering()
+    placed: list[Any] = []
+    for label in sorted(labels, key=lambda label: label.xy[1]):
+        for lines in range(2 * len(labels) + 1):  # 0, 1 up, 1 down, 2 up...
+            label.xyann = (6, 6 + 9 * ((lines + 1) // 2) * (1 if lines % 2 else -1))
+            box = label.get_window_extent()
+            if not any(box.overlaps(other) for other in placed):
+                break
+        placed.append(label.get_window_extent())
 
 
 def _single(live: formats.Live, batches: Sequence[Batch], calls: int) -> Iterator[Inputs]:

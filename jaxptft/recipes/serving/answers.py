@@ -60,6 +60,7 @@ class Answerer:
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Of the batches so far: rows, tokens of each, and between them choices where there are any."""
+        assert self._answering.predictor is not None
         return sorted(self._answering.predictor.shapes)
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:

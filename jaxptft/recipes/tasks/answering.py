@@ -37,14 +37,14 @@ class Answering(NamedTuple):
     answer: the answers to such rows. `batching` are options of `data.Batches`; `done` hears how many examples were
       predicted, batch by batch.
     long: what is said of long rows: a format string of `long` and `rows`.
-    predictor: what is asked.
+    predictor: what is asked; None where it is no predictor.
     whole: whether long rows are read whole, in windows, and not cut.
     """
 
     read: Callable[[Any], Rows]
     answer: Callable[[Rows, Mapping[str, Any], Callable[[int], None]], Answered]
     long: str
-    predictor: "Predictor"
+    predictor: "Predictor | None"
     whole: bool = False
 
 

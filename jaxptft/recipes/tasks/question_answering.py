@@ -8,7 +8,7 @@ import numpy as np
 from jaxptft import data, models, objectives
 from jaxptft.recipes.metrics.answers import Decoded, best_over, best_threshold, decode, probabilities
 from jaxptft.recipes.report import Report
-from jaxptft.recipes.tasks.answering import Answered, Answering, answers, counted, from_rows
+from jaxptft.recipes.tasks.answering import Answered, Answering, answers, counted, from_rows, from_source
 from jaxptft.recipes.tasks.contract import Predictions
 from jaxptft.recipes.tasks.options import refuse_unused
 from jaxptft.recipes.tasks.settings import Answers, Columns
@@ -210,17 +210,19 @@ class _Asked:
         return _decode(found, windows, len(questions), self.settings)
 
 
-def answering(opened: "Opened", request: "prediction.Config") -> Answering:
+def answering(opened: "Opened", request: "prediction.Config", *, seen: dict[Any, int] | None = None) -> Answering:
     """`question`, and the `answer`, which is `context[start:end]`, with its share of the best ones as `score`; `n_best`
     are the first of these.
 
     An empty answer, from 0 to 0, says that the context holds none; a model that was not taught to say so never does.
+    `seen` is that of `data.read_questions`, where what is read are pieces of one source.
     """
     asked, columns = _Asked(opened, request), columns_of(request.columns, request.id)
 
     def read(source: Any) -> data.Questions:
         split = None if isinstance(source, data.Source) else data.pick_split(source, request.split)
-        return data.read_questions(source, columns=columns, labelled=False, on_bad_row=request.on_bad_row, split=split)
+        options: dict[str, Any] = {"columns": columns, "labelled": False, "on_bad_row": request.on_bad_row}
+        return data.read_questions(source, split=split, seen=seen, **options)
 
     def answer(questions: data.Questions, batching: Mapping[str, Any], done: Callable[[int], None]) -> Answered:
         windows = asked.windows(questions)
@@ -238,9 +240,10 @@ def answering(opened: "Opened", request: "prediction.Config") -> Answering:
 
 def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
     """`row` (its line or number in the source), `id` where the source has one, and what `answering` says of it."""
-    found = answering(opened, request)
-    questions = found.read(request.data)  # all at once: no two may have one id
-    return answers(from_rows(questions), found, request, say=say)
+    found = answering(opened, request, seen={})
+    source = data.question_rows(request.data, data.pick_split(request.data, request.split))
+    pieces = from_rows(found.read(request.data)) if source is None else from_source(source, found)
+    return answers(pieces, found, request, say=say)
 
 
 def _answer(decoded: Decoded, context: str, threshold: float | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxptft import data, models, objectives
 from jaxptft.recipes.report import Report
+from jaxptft.recipes.tasks.answering import Answered, Answering, answers, from_source
 from jaxptft.recipes.tasks.contract import Predictions
 from jaxptft.recipes.tasks.labelled_rows import row_namer, say_rows
 from jaxptft.recipes.tasks.options import refuse_unused
@@ -96,7 +97,7 @@ def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Rep
         split=data.pick_split(request.data, request.split),
         on_bad_row=request.on_bad_row,
     )
-    separator = opened.settled.get("separator", "\n")
+    separator = _separator(opened)
     tokens = data.dialogue_tokens(table, opened.tokenizer, opened.longest(request.max_length), separator=separator)
     if tokens.truncated:
         say(f"{tokens.truncated} of {len(table)} rows are longer than {tokens.max_length} tokens and were cut")
@@ -109,48 +110,60 @@ def evaluate(opened: "Opened", request: "evaluation.Config", *, say: Say) -> Rep
 def predict(opened: "Opened", request: "prediction.Config", *, say: Say) -> Iterator[dict[str, Any]]:
     """`row` (its line or number in the source), the value of the id column where one is named, `prompt` and
     `response`, the likeliest word by word."""
-    table = data.read_dialogue(
-        request.data,
-        prompt=request.columns.prompt,
-        answered=False,
-        id=request.id,
-        split=data.pick_split(request.data, request.split),
-        on_bad_row=request.on_bad_row,
-    )
-    opened.model("causal_lm")  # that all of its parameters are there
-    separator = opened.settled.get("separator", "\n")
-    prompts = data.encode_prompts(table.texts, opened.tokenizer, separator=separator)
+    source = data.open_source(request.data, data.pick_split(request.data, request.split))
+    found = _answering(opened, request, room=0, new=0)
+    pieces = from_source(source, found)
+    separator = _separator(opened)
+
+    def lengths() -> Iterator[int]:
+        for rows, _ in pieces():
+            if rows is not None:
+                yield from map(len, data.encode_prompts(rows.texts, opened.tokenizer, separator=separator))
+
     # Half of the positions at least are the response's: a longer prompt loses its beginning, as in training.
     positions = opened.config.max_length if request.max_length is None else opened.longest(request.max_length)
-    longest = max(map(len, prompts))
-    new = min(request.max_new_tokens, max(positions - longest, positions // 2))
-    room = positions - new
-    if cut := sum(len(ids) > room for ids in prompts):
-        say(f"{cut} of {len(table)} prompts are longer than {room} tokens and were cut")
-    if table.report.skipped:
-        say(f"{table.report.skipped} bad rows skipped")
-    end = opened.tokenizer.eos_token_id
-    write = jax.jit(
-        partial(
-            models.generate,
-            models.decoder(opened.config),
-            new=new,
-            sampling=models.Sampling(temperature=0.0),
-            stop=() if end is None else (end,),
+    new = min(request.max_new_tokens, max(positions - max(lengths()), positions // 2))
+    return answers(pieces, _answering(opened, request, room=positions - new, new=new), request, say=say)
+
+
+def _separator(opened: "Opened") -> str:
+    return opened.settled.get("separator", "\n")
+
+
+def _answering(opened: "Opened", request: "prediction.Config", *, room: int, new: int) -> Answering:
+    """`prompt` and `response`, of so many new tokens at most, after the last `room` ones of the prompt."""
+    opened.model("causal_lm")  # that all of its parameters are there
+    end, pad = opened.tokenizer.eos_token_id, 16
+    sampling = models.Sampling(temperature=0.0)
+    options: dict[str, Any] = {"new": new, "sampling": sampling, "stop": () if end is None else (end,)}
+    write = jax.jit(partial(models.generate, models.decoder(opened.config), **options))
+
+    def read(source: data.Source) -> data.Table:
+        options: dict[str, Any] = {"id": request.id, "on_bad_row": request.on_bad_row}
+        return data.read_dialogue(source, prompt=request.columns.prompt, answered=False, **options)
+
+    def answer(table: data.Table, batching: Mapping[str, Any], done: Callable[[int], None]) -> Answered:
+        prompts = data.encode_prompts(table.texts, opened.tokenizer, separator=_separator(opened))
+        return Answered(
+            written(table, prompts, batching["batch_size"], done), np.array([len(p) > room for p in prompts])
         )
-    )
-    keys = table.keys or [None] * len(table)
-    for start in range(0, len(table), request.batch_size):
-        part = [ids[-room:] for ids in prompts[start : start + request.batch_size]]
-        part += [part[-1]] * (request.batch_size - len(part))  # one program, whatever the number of rows
-        width = min(room, -(-max(map(len, part)) // 16) * 16)
-        ids, mask = np.zeros((len(part), width), np.int32), np.zeros((len(part), width), bool)
-        for place, tokens in enumerate(part):
-            ids[place, width - len(tokens) :], mask[place, width - len(tokens) :] = tokens, True
-        found = jax.device_get(write(opened.params, ids, mask, rng=jax.random.key(0)))
-        for index in range(start, min(start + request.batch_size, len(table))):
-            tokens = found.tokens[index - start][: found.lengths[index - start]].tolist()
-            line: dict[str, Any] = {"row": int(table.rows[index])}
-            line |= {} if keys[index] is None else {"id": keys[index]}
-            text = opened.tokenizer.decode(tokens, skip_special_tokens=True)
-            yield line | {"prompt": table.texts[index], "response": text}
+
+    def written(
+        table: data.Table, prompts: list[list[int]], size: int, done: Callable[[int], None]
+    ) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(table), size):
+            part = [ids[-room:] for ids in prompts[start : start + size]]
+            count = len(part)
+            part += [part[-1]] * (size - count)  # one program, whatever the number of rows
+            width = min(room, -(-max(map(len, part)) // pad) * pad)
+            ids, mask = np.zeros((size, width), np.int32), np.zeros((size, width), bool)
+            for place, tokens in enumerate(part):
+                ids[place, width - len(tokens) :], mask[place, width - len(tokens) :] = tokens, True
+            found = jax.device_get(write(opened.params, ids, mask, rng=jax.random.key(0)))
+            for index in range(count):
+                tokens = found.tokens[index][: found.lengths[index]].tolist()
+                text = opened.tokenizer.decode(tokens, skip_special_tokens=True)
+                yield {"prompt": table.texts[start + index], "response": text}
+            done(count)
+
+    return Answering(read, answer, f"{{long}} of {{rows}} prompts are longer than {room} tokens and were cut", None)

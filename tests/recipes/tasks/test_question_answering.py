@@ -11,6 +11,7 @@ import transformers
 from jaxptft import data, models, objectives, train
 from jaxptft.recipes import distill, finetune, settings
 from jaxptft.recipes.distill_run import DistillRun
+from jaxptft.recipes.tasks import answering as asking
 from jaxptft.recipes.tasks import question_answering
 
 # No articles: an answer that is one alone counts as none.
@@ -126,6 +127,38 @@ def test_predictions_are_transformers_and_stand_in_the_context(answering, squad,
     theirs = list(run_qa_answers(answering.out / "model", rows, **options))
     assert [line["answer"] for line in lines] == theirs
     assert {"", "good", "BAD"} <= set(theirs)
+
+
+def test_rows_read_in_pieces_are_answered_alike_and_share_no_id(
+    answering, squad, command, refused, tmp_path, monkeypatch
+):
+    rows = data.read_questions(squad["test"])
+    flat = tmp_path / "rows.jsonl"
+
+    def written(ids):
+        asked = zip(ids, rows.questions, rows.contexts, strict=True)
+        lines = [json.dumps({"id": key, "question": question, "context": context}) for key, question, context in asked]
+        flat.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    written(rows.ids)
+    nested = command("predict", answering.out, "--data", squad["test"], "--out", tmp_path / "nested.jsonl")
+    monkeypatch.setattr(asking, "PIECE", 6)
+    pieces = command("predict", answering.out, "--data", flat, "--out", tmp_path / "pieces.jsonl")
+    assert (nested.status, pieces.status) == (0, 0), pieces.err
+    expected, found = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("nested.jsonl", "pieces.jsonl")
+    )
+    assert [(line["row"], line["id"], line["answer"]) for line in found] == [
+        (line["row"], line["id"], line["answer"]) for line in expected
+    ]
+    np.testing.assert_allclose([line["score"] for line in found], [line["score"] for line in expected], atol=3e-6)
+
+    written([*rows.ids[:-1], rows.ids[0]])  # in the last piece, as in the first
+    told = refused("predict", answering.out, "--data", flat, "--out", tmp_path / "none.jsonl")
+    assert "row 20, column 'id': is" in told
+    assert "as in row 1; every question needs its own" in told
+    assert not (tmp_path / "none.jsonl").exists()
 
 
 def test_evaluation_is_the_runs_own(answering, squad, command, tmp_path):

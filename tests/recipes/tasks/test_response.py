@@ -8,6 +8,7 @@ import transformers
 from jaxptft import train
 from jaxptft.recipes import distill, settings
 from jaxptft.recipes.distill_run import DistillRun
+from jaxptft.recipes.tasks import answering
 
 WORDS = ["<|endoftext|>", "what", "says", "the", "cat", "dog", "cow", "meow", "woof", "moo", "it", "so"]
 SAYS = {"cat": "meow", "dog": "woof", "cow": "moo"}
@@ -60,6 +61,20 @@ def test_a_taught_model_answers(taught, dialogue, command, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert len(lines) == 24
     assert lines[1] == {"row": 3, "prompt": "what says the dog", "response": "the dog says woof"}
+
+
+def test_rows_read_in_pieces_are_answered_alike(taught, command, tmp_path, monkeypatch):
+    """How long responses may be follows from the longest prompt of all pieces."""
+    prompts = [f"what says the {animal}" for animal in SAYS] * 2 + ["what says " * 4 + "the dog"]
+    (tmp_path / "rows.csv").write_text("\n".join(["prompt", *prompts]) + "\n")
+    found = []
+    for piece in (100, 2):
+        monkeypatch.setattr(answering, "PIECE", piece)
+        told = command("predict", taught.out, "--data", tmp_path / "rows.csv", "--out", tmp_path / f"{piece}.jsonl")
+        assert told.status == 0, told.err
+        found.append([json.loads(line) for line in (tmp_path / f"{piece}.jsonl").read_text().splitlines()])
+    assert found[0] == found[1]
+    assert [line["row"] for line in found[0]] == list(range(2, len(prompts) + 2))
 
 
 def test_prompts_and_responses_fit_the_length_that_is_asked_for(taught, dialogue, command, tmp_path):
