@@ -16,7 +16,7 @@ def with_gates(apply: Apply, gates: Mapping[str, Float[Array, " blocks"]]) -> Ap
 
     `gates` are by the paths of the projections' kernels; the inputs are cut into as many equal blocks as a path has
     gates: with one for each head, what enters an attention's output is gated by head, as Michel et al. 2019
-    (arXiv:1905.10650, section 2.2) have it. Raises ValueError where the blocks do not come out even.
+    (arXiv:1905.10650, section 2.3) have it. Raises ValueError where the blocks do not come out even.
     """
 
     def answer(proceed: Callable[..., Any], args: Any, options: Any, context: Any) -> Any:

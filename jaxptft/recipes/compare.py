@@ -86,6 +86,8 @@ def run(config: Config, *, say: Callable[[str], None] = print) -> dict[str, Any]
         sides.append(compared.Side(name, model, one, report.metrics, batches))
         say(f"{name}: evaluated on {config.data}")
     metric = compared.metric_of(sides[0].metrics, config.metric)
+    for side in sides:
+        compared.metric_of(side.metrics, metric)
     times = compared.times(sides, calls=config.calls, rounds=config.rounds, say=say)
     record = compared.record(sides, times, metric=metric)
     record = {"data": config.data, "calls": config.calls, "rounds": config.rounds, **record}

@@ -23,6 +23,10 @@ from jaxptft.recipes.text_table import table
 Inputs = dict[str, np.ndarray]
 
 
+CLASSES = ("classification", "multi_label", "token_classification", "image_classification")
+"""Tasks whose answers have names; of others, what a checkpoint calls its outputs tells nothing."""
+
+
 class Side(NamedTuple):
     """A model, its metrics on all rows, and the rows that its times are of, as it reads them."""
 
@@ -46,7 +50,7 @@ def refuse_others(opened: Sequence[Opened]) -> None:
     for other in opened[1:]:
         if other.task != first.task:
             raise ValueError(f"{first.source} is for {first.task} and {other.source} for {other.task}; compare alike")
-        if set(other.names) != set(first.names):
+        if first.task in CLASSES and set(other.names) != set(first.names):
             known = ", ".join(first.names)
             raise ValueError(f"{other.source} answers {', '.join(other.names)}, and {first.source} {known}")
 

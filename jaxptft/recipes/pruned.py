@@ -1,7 +1,7 @@
 """Which layers, heads, neurons and weights a model keeps, and the model that is left.
 
 Importance of a head or neuron is the mean over rows of |dL/d gate|, with a gate of one on what it hands on: for heads
-Michel et al. 2019 (arXiv:1905.10650, section 2.2, equation 2); for neurons the first-order criterion of Molchanov et
+Michel et al. 2019 (arXiv:1905.10650, section 4.1, equation 2); for neurons the first-order criterion of Molchanov et
 al. 2017 (arXiv:1611.06440, equation 8). Without gradients it is the product of the norms of the weights that lead in
 and out.
 """
@@ -210,7 +210,7 @@ def _best(values: Importance, count: Any) -> list[list[int]]:
 def _share(values: Importance, share: float) -> list[list[int]]:
     """The most important of all layers together, and of each the most important; by layer in units of its L2 norm.
 
-    The norm is Michel et al.'s (section 2.2, after Molchanov et al.).
+    The norm is Michel et al.'s (section 4.1, after Molchanov et al.).
     """
     scaled = [layer / max(float(np.linalg.norm(layer)), 1e-30) for layer in values]
     ranked = sorted(((-value, layer, place) for layer, own in enumerate(scaled) for place, value in enumerate(own)))

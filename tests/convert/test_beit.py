@@ -45,7 +45,7 @@ def make(folders):
 @pytest.mark.parametrize(
     "architecture, task",
     [
-        ("BeitForImageClassification", "classification"),
+        pytest.param("BeitForImageClassification", "classification", marks=pytest.mark.slow),
         ("BeitForMaskedImageModeling", "masked_image"),
     ],
 )

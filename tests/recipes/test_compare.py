@@ -98,6 +98,27 @@ def test_zeros_are_counted(models, files, tmp_path, quickly):
     assert plain["nonzero"] - pruned["nonzero"] == kernel.size // 2
 
 
+def test_numbers_of_any_name_are_compared(make_model, tmp_path, quickly):
+    """A regression's one output has a name in a checkpoint, which is of no task."""
+    named = {"problem_type": "regression", "num_labels": 1}
+    first, second = (
+        str(
+            make_model(
+                tmp_path / name, "BertForSequenceClassification", id2label={0: name}, label2id={name: 0}, **named
+            )
+        )
+        for name in ("score", "stars")
+    )
+    (tmp_path / "rows.csv").write_text("text,label\nso good,1.5\nbad film,0.25\nvery bad,0\n")
+    config = compare.Config(
+        models=(first, second), data=str(tmp_path / "rows.csv"), out=tmp_path / "out", rows=3, calls=1, rounds=1
+    )
+    with quickly():
+        found = compare.run(config, say=str)
+    assert found["task"] == "regression"
+    assert [line["name"] for line in found["models"]] == ["score", "stars"]
+
+
 def test_what_cannot_be_compared_is_refused_in_a_line(models, files, make_model, refused, command, tmp_path):
     asked = ("--data", files.test, "--out", tmp_path / "out")
     assert "models has 1; expected two or more" in refused("compare", models[0], *asked)

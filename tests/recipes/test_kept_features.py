@@ -31,7 +31,12 @@ def agree(lines_of, tensors_of, one, other):
     ("freeze", "told", "changes"),
     [
         ("backbone", "the whole backbone is", {}),
-        ("all-but-top-1", "the lower 2 layers are", {"dropout": 0.2, "l2_to_pretrained": 0.1}),
+        pytest.param(
+            "all-but-top-1",
+            "the lower 2 layers are",
+            {"dropout": 0.2, "l2_to_pretrained": 0.1},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "all-but-top-2",
             "the lower 1 layers are",
@@ -86,7 +91,7 @@ def choices(folder):
     ("rows", "freeze", "told"),
     [
         (tags, "backbone", "lower 3 layers are computed once for 24 texts"),
-        (spans, "all-but-top-1", "lower 2 layers are computed once for 48 texts"),
+        pytest.param(spans, "all-but-top-1", "lower 2 layers are computed once for 48 texts", marks=pytest.mark.slow),
         (choices, "backbone", "whole backbone is computed once for 120 texts"),
         pytest.param(
             choices, "all-but-top-1", "lower 2 layers are computed once for 120 texts", marks=pytest.mark.slow

@@ -125,7 +125,7 @@ def answered(texts, tmp_path_factory):
     [
         pytest.param({"task": "regression"}, marks=pytest.mark.slow),
         pytest.param({"task": "multi_label", "labels": {"columns": ["x", "y"]}}, marks=pytest.mark.slow),
-        {"task": "token_classification"},
+        pytest.param({"task": "token_classification"}, marks=pytest.mark.slow),
         {"sampling": "balanced", "lora": {"rank": 2}, "freeze": "backbone/embeddings/**"},
         pytest.param(
             {"auxiliary": {"weight": 0.1, "documents": "line", "masking": {"rate": 0.5}}}, marks=pytest.mark.slow

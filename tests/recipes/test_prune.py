@@ -97,6 +97,7 @@ def test_weights_alone_can_say(wide, tmp_path, command, files):
     )
 
 
+@pytest.mark.slow
 def test_it_is_trained_on_quantized_exported_and_asked_like_any_model(small, fine_tune, command, files, tmp_path):
     out, _ = small
     run = fine_tune(tmp_path / "run", model=str(out), steps=4)

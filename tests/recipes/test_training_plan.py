@@ -164,7 +164,7 @@ def test_a_run_goes_through_its_stages(planned, lines_of, tensors_of, encoder):
     assert recorded.plan == planned.config.plan
 
 
-@pytest.mark.parametrize("killed", [(1, 2, 3), (4, 4, 5)], ids=str)
+@pytest.mark.parametrize("killed", [(1, 2, 3), pytest.param((4, 4, 5), marks=pytest.mark.slow)], ids=str)
 def test_killed_at_and_around_a_boundary_it_ends_with_the_same_bits(killed, planned, fine_tune, tmp_path, monkeypatch):
     out, batch_at = tmp_path / "run", data.Batches.batch_at
     for attempt, until in enumerate(killed):

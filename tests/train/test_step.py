@@ -62,7 +62,7 @@ def test_one_gradient_from_pmap_on_eight_devices(tiny, reference):
     np.testing.assert_allclose(metrics["loss"].total, reference[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("parts", [2, 4, 16])
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.slow), 16])
 def test_one_gradient_from_micro_steps(tiny, reference, parts):
     gradient, metrics = gradient_of(jax.jit(step_for(tiny, accumulate=parts)), tiny)
     assert_equal_gradients(gradient, reference[1])
