@@ -8,7 +8,7 @@ is answered; they share the cores with the server. A request is one film review.
 `jaxptft predict`: it is wrong where the label is another, or a probability is off by more than 1e-5 (predict tells six
 digits, and the last bits of a float depend on the shape of its batch). In the overload the queue holds as many rows as
 there are clients in the other part, and eight times as many clients ask: every request must be answered, by 200 or
-429. Memory is the server's resident set.
+429. Memory is the server's resident set, at nine moments.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ import peers
 from jaxptft import data
 from jaxptft.recipes import demo, predict
 
-RESULT, RUN, CLIENTS, REQUESTS, EARLY = "serving_cpu.json", Path("runs/demo/all-layers"), 64, 20_000, 1_000
+RESULT, RUN, CLIENTS, REQUESTS, EARLY = "serving_cpu.json", Path("runs/demo/all-layers"), 64, 40_000, 1_000
 TOLERANCE = 1e-5
 Reply = tuple[int, int, float, Any]  # which row, status, seconds, answer
 
@@ -75,8 +75,19 @@ def serving(model: Path, *flags: str) -> Iterator[Served]:
         found.process.wait()
 
 
-def load(port: int, texts: Sequence[str], *, clients: int, requests: int) -> tuple[list[Reply], float]:
-    """So many requests by so many clients: their replies, and the seconds that all of them took."""
+def load(
+    port: int,
+    texts: Sequence[str],
+    *,
+    clients: int,
+    requests: int,
+    every: int = 0,
+    watch: Callable[[int], None] = lambda number: None,
+) -> tuple[list[Reply], float]:
+    """So many requests by so many clients: their replies, and the seconds that all of them took.
+
+    `watch` is called with how many were sent, at each multiple of `every`.
+    """
     bodies = [json.dumps({"text": text}).encode() for text in texts]
     lock, started, replies = threading.Lock(), threading.Barrier(clients + 1), []
     numbers = iter(range(requests))
@@ -91,6 +102,8 @@ def load(port: int, texts: Sequence[str], *, clients: int, requests: int) -> tup
                 number = next(numbers, None)
             if number is None:
                 break
+            if every and number and number % every == 0:
+                watch(number)
             row = number % len(bodies)
             begun = time.perf_counter()
             connection.request("POST", "/predict", bodies[row], {"Content-Type": "application/json"})
@@ -151,14 +164,19 @@ def measure(model: Path, table: data.Table, source: Path, *, clients: int, reque
         print("one client:", found["one_client"])
         load(server.port, table.texts, clients=clients, requests=early)
         memory[f"after_{early}_mb"] = server.resident_mb()
-        replies = load(server.port, table.texts, clients=clients, requests=requests - early)
+
+        def watch(number: int) -> None:
+            memory[f"after_{early + number}_mb"] = server.resident_mb()
+
+        every, more = max(1, requests // 8), requests - early
+        replies = load(server.port, table.texts, clients=clients, requests=more, every=every, watch=watch)
         memory[f"after_{requests}_mb"] = server.resident_mb()
         found[f"{clients}_clients"] = told(*replies, expected)
         print(f"{clients} clients:", found[f"{clients}_clients"])
         found["memory"] = memory
         print("memory:", memory)
     with serving(model, "--queue-rows", str(clients), "--max-rows", "1") as server:
-        many = load(server.port, table.texts, clients=8 * clients, requests=requests // 4)
+        many = load(server.port, table.texts, clients=8 * clients, requests=5 * early)
         found["overload"] = {"clients": 8 * clients, "queue_rows": clients, **told(*many, expected)}
         print("overload:", found["overload"])
     return found
