@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from jaxptft.data.cache import cache_folder, file_sha256, fingerprint
 from jaxptft.data.readers import DELIMITERS, PARQUET
-from jaxptft.data.sources import HUB_NAME, from_hub
+from jaxptft.data.sources import HUB_NAME, from_hub, why_absent
 
 TEXT = (".txt", ".text", ".md", ".rst")
 JSON_LINES = (".jsonl", ".ndjson")
@@ -76,7 +76,7 @@ def _pieces_of(source: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Ite
             raise FileNotFoundError(f"{name}: no file matches")
         yield from map(_file, found)
     elif isinstance(source, os.PathLike) or _suffix(path) in (*SUFFIXES, *suffixes) or not HUB_NAME.fullmatch(name):
-        raise FileNotFoundError(f"{name}: there is no such file or folder")
+        raise FileNotFoundError(f"{name}: {why_absent(path)}")
     else:
         from datasets import load_dataset_builder
 

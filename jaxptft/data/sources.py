@@ -37,8 +37,15 @@ def load(source: Any) -> tuple[str, Any]:
             raise ValueError(f"{name}: suffix {suffix!r} is not known; expected one of {', '.join(readers.SUFFIXES)}")
         return name, path
     if isinstance(source, os.PathLike) or suffix in readers.SUFFIXES or not HUB_NAME.fullmatch(name):
-        raise FileNotFoundError(f"{name}: there is no such file or folder")
+        raise FileNotFoundError(f"{name}: {why_absent(path)}")
     return name, _load_hub(name)
+
+
+def why_absent(path: Path) -> str:
+    """What is told of a path that is neither a file nor a folder."""
+    if path.exists():
+        return "is no ordinary file; rows are read more than once, so save what a pipe gives to a file"
+    return "there is no such file or folder"
 
 
 def split_names(source: Any) -> tuple[str, ...]:

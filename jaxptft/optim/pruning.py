@@ -78,7 +78,7 @@ def pruned(
 
     The gradient of a masked weight does not reach `inner`, nor do its moments, weight decay or penalties bring it back.
     Masks are made anew `every` so many updates from `begin` on, and at `end`, with the sparsity of `cubic_sparsity`;
-    from then on they stay. Under `magnitude` what is zero remains so; under `movement` it may come back until the end.
+    from then on they stay. Under `magnitude` what was masked remains so; under `movement` it may come back until then.
 
     Raises:
         ValueError: at `init`, a pattern matches nothing; here, numbers that do not fit.

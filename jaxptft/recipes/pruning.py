@@ -47,9 +47,15 @@ class Pruner(NamedTuple):
     def told(self, params: Params) -> str:
         """The same in words."""
         found = self.facts(params)
-        return (
+        line = (
             f"pruning: {100 * found['sparsity']:.1f} % of {found['weights']:,} weights in {len(self.paths)} matrices "
             "are zero"
+        )
+        if self.settings.method == "keep" or found["sparsity"] > self.settings.sparsity - 0.005:
+            return line
+        return (
+            f"{line}, fewer than the {100 * self.settings.sparsity:g} % asked for: masks are made anew at updates, of "
+            "which a run that skips steps has fewer; set pruning.end lower"
         )
 
     def _span(self, steps: int) -> tuple[int, int]:
@@ -73,7 +79,9 @@ def pruner_of(settings: Any, params: Params, trainable: Any) -> Pruner | None:
     chosen = [path for path in matrices if any(optim.matches(pattern, path) for pattern in asked)]
     if still := [path for path in chosen if not learns[path]]:
         if settings.patterns or len(still) == len(chosen):
-            raise ValueError(f"pruning.patterns name {still[0]}, which does not train; name matrices that do")
+            raise ValueError(
+                f"{still[0]} is to be pruned and does not train; unfreeze it, or name others with pruning.patterns"
+            )
         chosen = [path for path in chosen if learns[path]]
     found = Pruner(settings, tuple(chosen))
     if settings.method == "keep" and not found.facts(params)["sparsity"]:

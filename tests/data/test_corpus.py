@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 
 import datasets
 import pyarrow
@@ -137,6 +138,7 @@ def test_bad_documents(tmp_path, name):
 
 SOURCES = {
     "no such file": ("missing.txt", FileNotFoundError, r"missing\.txt: there is no such file or folder"),
+    "pipe": ("pipe", FileNotFoundError, r"pipe: is no ordinary file; rows are read more than once"),
     "no match": ("*.txt", FileNotFoundError, r"\*\.txt: no file matches"),
     "no text": ("white.txt", ValueError, r"white\.txt: there is no text in the corpus$"),
     "empty folder": ("nothing", ValueError, r"nothing: holds no file that ends in \.txt, .*\(it is empty\)"),
@@ -157,6 +159,7 @@ def test_bad_sources(tmp_path, name):
     write(tmp_path / "images" / "i.png", b"")
     write(tmp_path / "images" / "Makefile", b"")
     (tmp_path / "nothing").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(kind, match=message):
         read(tmp_path / source)
 

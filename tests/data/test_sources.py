@@ -1,4 +1,5 @@
 import json
+import os
 
 import datasets
 import numpy as np
@@ -135,6 +136,12 @@ def test_missing_files_are_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     for name in ("train.csv", "data/train.jsonl", "./glue", tmp_path / "glue", "a b"):
         with pytest.raises(FileNotFoundError, match="there is no such file or folder"):
             data.read_table(name)
+
+
+def test_a_pipe_is_refused_since_rows_are_read_again(tmp_path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(FileNotFoundError, match=r"rows\.jsonl: is no ordinary file; .* save what a pipe gives"):
+        data.read_table(tmp_path / "rows.jsonl")
 
 
 def test_folder_of_something_else(tmp_path):

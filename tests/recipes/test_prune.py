@@ -174,3 +174,6 @@ def test_gates_of_one_change_nothing(wide):
     gates = {f"backbone/layer_{layer}/attention/output/kernel": np.ones(4, np.float32) for layer in range(2)}
     found = models.with_gates(network.apply, gates)(opened.params, batch)
     np.testing.assert_allclose(found, network.apply(opened.params, batch), atol=1e-6)
+    gates["backbone/layer_2/attention/output/kernel"] = np.ones(4, np.float32)  # it has two layers
+    with pytest.raises(ValueError, match=r"no projection of the model has the path backbone/layer_2/att.*gates"):
+        models.with_gates(network.apply, gates)(opened.params, batch)

@@ -12,6 +12,7 @@ import transformers
 from jaxptft import convert, optim, train
 from jaxptft.recipes import pruning
 from jaxptft.recipes.exported import open_any
+from jaxptft.recipes.finetune import Pruning
 
 KERNELS = "backbone/layer_*/**/kernel"
 PRUNED = {
@@ -165,7 +166,9 @@ def test_matrices_can_be_named_and_frozen_ones_are_left_alone(fine_tune, tmp_pat
         "backbone/layer_0/mlp/up/kernel",
         "backbone/layer_1/mlp/up/kernel",
     }
-    with pytest.raises(ValueError, match=r"name backbone/layer_0/mlp/up/kernel, which does not train"):
+    with pytest.raises(
+        ValueError, match=r"^backbone/layer_0/mlp/up/kernel is to be pruned and does not train; unfreeze it"
+    ):
         fine_tune(
             tmp_path / "c",
             **values,
@@ -186,12 +189,23 @@ def test_matrices_can_be_named_and_frozen_ones_are_left_alone(fine_tune, tmp_pat
         (["--pruning.method", "movement", "--lora.rank", "2"], "lora leaves the imported kernels"),
         (["--pruning.method", "movement", "--unfreeze.every", "2"], "leave out unfreeze, or pruning"),
         (["--pruning.method", "movement", "--pruning.patterns", "backbone/layer_9/**"], "matches nothing"),
-        (["--pruning.method", "movement", "--freeze", "backbone"], "which does not train; name matrices that do"),
+        (["--pruning.method", "movement", "--freeze", "backbone"], "is to be pruned and does not train; unfreeze it"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_cannot_be_is_refused_in_a_line(given, expected, flags, refused):
     assert expected in refused("finetune", *flags, *given)
+
+
+def test_a_run_with_fewer_zeros_than_asked_for_says_so():
+    found = pruning.Pruner(Pruning(method="magnitude", sparsity=0.5), ("kernel",))
+    row = np.ones((1, 100), np.float32)
+    row[0, :50] = 0
+    assert found.told({"kernel": row}) == "pruning: 50.0 % of 100 weights in 1 matrices are zero"
+    row[0, :2] = 1
+    assert "48.0 % of 100 weights in 1 matrices are zero, fewer than the 50 % asked for: " in found.told(
+        {"kernel": row}
+    )
 
 
 def test_evaluations_before_the_end_decide_nothing(runs, lines_of):

@@ -1,11 +1,12 @@
 """The HTTP side: `/predict`, `/healthz`, `/metadata`, `/openapi.json`, and two pages that need nothing from elsewhere.
 
 Every refusal is {"detail": one line}: 4xx for what a client can change, 429 with Retry-After while the queue is full,
-500 for a batch that failed, 503 while the model compiles or the server stops, 504 for an answer that came too late.
+500 for a request that failed, 503 while the model compiles or the server stops, 504 for an answer that came too late.
 """
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,11 +19,12 @@ from starlette.requests import ClientDisconnect
 
 from jaxptft import __version__
 from jaxptft.recipes.serving.batcher import Batcher, Closed, Overloaded
-from jaxptft.recipes.serving.requests import ROWS, BadRequest, parse, schema
+from jaxptft.recipes.serving.requests import ROWS, Asked, BadRequest, parse, schema
 
 DRAINED = 8
 """Bodies up to so many times the largest are read, and thrown away, before they are refused: who still sends when a
 connection is closed may lose the answer."""
+_LOG = logging.getLogger(__name__)
 _PAGE_HEADERS = {  # a page loads nothing from elsewhere, and talks to this server alone
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -34,7 +36,7 @@ _REFUSALS = {
     "415": "The content type is not JSON.",
     "422": "A field is unknown, missing or of a wrong type, or there are too many rows; the message names it.",
     "429": "The queue is full; ask again after Retry-After seconds.",
-    "500": "The batch failed.",
+    "500": "The request failed.",
     "503": "The model is not ready, or the server is stopping.",
     "504": "The answer did not come in time.",
 }
@@ -128,9 +130,7 @@ def make_app(
         try:
             asked = parse(content, kind, most=limits.max_rows)
             async with asyncio.timeout(limits.timeout):
-                rows = asked.rows
-                if prepare_rows is not None:
-                    rows = await asyncio.to_thread(prepare_rows, rows, single=asked.single)
+                rows = asked.rows if prepare_rows is None else await _prepared(asked, prepare_rows, batcher)
                 answers = await asyncio.wrap_future(batcher.submit(rows))
         except BadRequest as error:
             return _refusal(error.status, error.message)
@@ -140,8 +140,8 @@ def make_app(
             return _refusal(503, str(error))
         except TimeoutError:
             return _refusal(504, f"no answer within {limits.timeout:g} seconds", retry=1)
-        except Exception as error:  # what the model raised, which the batcher has logged
-            return _refusal(500, f"the batch failed ({type(error).__name__}); the server's log has more")
+        except Exception as error:  # which has been logged
+            return _refusal(500, f"the request failed ({type(error).__name__}); the server's log has more")
         if limits.too_long == "refuse":
             for number, answer in enumerate(answers):
                 if answer.get("truncated"):
@@ -161,6 +161,18 @@ def make_app(
     for path, name in (("/", "page.html"), ("/docs", "docs.html")):
         _add_page(app, path, Path(__file__).with_name(name).read_text(encoding="utf-8"))
     return app
+
+
+async def _prepared(asked: Asked, prepare_rows: PrepareRows, batcher: Batcher) -> Sequence[dict[str, Any]]:
+    """What is made of the rows, for which there must be room: a thread would otherwise find ever more of them."""
+    with batcher.reserved(len(asked.rows)):
+        try:
+            return await asyncio.to_thread(prepare_rows, asked.rows, single=asked.single)
+        except BadRequest:
+            raise
+        except Exception:
+            _LOG.exception("%d rows could not be made ready", len(asked.rows))
+            raise
 
 
 async def _read(request: Request, most: int) -> bytes:

@@ -9,8 +9,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +59,7 @@ class Batcher:
         self._answer, self._most, self._room, self._wait = answer, most, room, wait
         self._enough = most if enough is None else enough
         self._queue: deque[_Asked] = deque()
-        self._rows = 0
+        self._rows = self._reserved = 0
         self._changed = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -85,25 +86,34 @@ class Batcher:
 
     @property
     def full(self) -> bool:
-        """Whether not even one row more may wait."""
-        return self._rows >= self._room
+        """Whether there is no room for even one row more."""
+        return self._rows + self._reserved >= self._room
 
     @property
     def closing(self) -> bool:
         """Whether no more rows are taken."""
         return self._closing
 
+    @contextmanager
+    def reserved(self, rows: int) -> Iterator[None]:
+        """Room for so many rows that are still being made, and are to be submitted after it; raises as `submit`."""
+        with self._changed:
+            self._refuse_without_room(rows)
+            self._reserved += rows
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._reserved -= rows
+
     def submit(self, rows: Sequence[Row]) -> "Future[Sequence[Row]]":
-        """The answers to come, as many as the rows. A future that is cancelled before its batch begins costs nothing.
+        """The answers to come, as many as the rows; a future that is cancelled before its batch begins is not answered.
 
         Raises Overloaded where so many rows have no room in the queue, and Closed.
         """
         asked = _Asked(rows)
         with self._changed:
-            if self._closing:
-                raise Closed("the server is stopping")
-            if self._rows + len(rows) > self._room:
-                raise Overloaded(f"{self._rows} rows wait, and {self._room} may")
+            self._refuse_without_room(len(rows))
             self._queue.append(asked)
             self._rows += len(rows)
             self._changed.notify()
@@ -120,6 +130,12 @@ class Batcher:
                 self._refuse_waiting()
                 return False
         return True
+
+    def _refuse_without_room(self, rows: int) -> None:
+        if self._closing:
+            raise Closed("the server is stopping")
+        if self._rows + self._reserved + rows > self._room:
+            raise Overloaded(f"{self._rows} rows wait, {self._reserved} are being made, and {self._room} have room")
 
     def _step(self) -> bool:
         """Answer one batch; False where there will be no other."""

@@ -116,6 +116,7 @@ class Listening:
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
         self._server: _Server | None = None
+        self._stopping = False
 
     def __enter__(self) -> "Listening":
         return self
@@ -161,11 +162,13 @@ class Listening:
             server_header=False,
         )
         self._server = server = _Server(settings)
+        server.should_exit = self._stopping
         server.run(sockets=[self._socket])
         if failure:
             raise RuntimeError(f"{config.model} cannot be asked: {failure[0]}") from failure[0]
 
     def stop(self) -> None:
-        """Tell the server, from any thread, to stop as a signal does."""
+        """Tell the server, from any thread, to stop as a signal does; before `serve`, that it shall not begin."""
+        self._stopping = True
         if self._server is not None:
             self._server.should_exit = True

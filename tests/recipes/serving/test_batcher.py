@@ -71,13 +71,31 @@ def test_a_full_queue_refuses_and_takes_rows_again_later(batcher, gate):
     held(batcher, gate)
     waiting = [batcher.submit(rows(number)) for number in range(5)]
     assert not batcher.full
-    with pytest.raises(Overloaded, match="5 rows wait, and 6 may"):
+    with pytest.raises(Overloaded, match="5 rows wait, 0 are being made, and 6 have room"):
         batcher.submit(rows(6, 7))
     waiting.append(batcher.submit(rows(8)))
     assert batcher.full
     gate.open.set()
     wait(waiting, 30)
     assert batcher.submit(rows(9)).result(30) == [{"y": 9}]
+
+
+def test_rows_that_are_being_made_take_room_until_they_are(batcher, gate):
+    held(batcher, gate)
+    with batcher.reserved(5):
+        assert not batcher.full
+        with pytest.raises(Overloaded, match="0 rows wait, 5 are being made, and 6 have room"):
+            batcher.submit(rows(1, 2))
+        with pytest.raises(Overloaded), batcher.reserved(2):
+            pass
+        waiting = [batcher.submit(rows(3))]
+        assert batcher.full
+    waiting.append(batcher.submit(rows(4, 5, 6, 7, 8)))
+    gate.open.set()
+    assert [answer["y"] for future in waiting for answer in future.result(30)] == [3, 4, 5, 6, 7, 8]
+    batcher.close(30)
+    with pytest.raises(Closed), batcher.reserved(1):
+        pass
 
 
 def test_what_a_request_raises_is_raised_to_no_other_of_its_batch(batcher, gate, caplog):

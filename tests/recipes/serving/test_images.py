@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -88,6 +90,29 @@ def test_what_is_no_image_is_refused(server, body, told):
     reply = server.ask("/predict", body)
     assert (reply.status, reply.content["detail"][: len(told)]) == (422, told)
     assert server.ask("/predict", row(whole())).status == 200
+
+
+def test_images_that_wait_to_be_decoded_count_and_what_fails_there_is_logged(serving, vit, monkeypatch, caplog):
+    may, entered = threading.Event(), threading.Event()
+
+    def stuck(content, how):
+        entered.set()
+        assert may.wait(60)
+        raise MemoryError("no room for pixels")
+
+    with serving(vit, batch_sizes=(1,), max_rows=2, queue_rows=2, wait=True) as found, ThreadPoolExecutor(1) as pool:
+        with monkeypatch.context() as patched:
+            patched.setattr("jaxptft.recipes.serving.images.decode", stuck)
+            first = pool.submit(found.ask, "/predict", {"rows": [row(whole()), row(whole())]})
+            assert entered.wait(60)
+            assert found.ask("/predict", row(whole())).status == 429
+            may.set()
+            reply = first.result(60)
+        told = "the request failed (MemoryError); the server's log has more"
+        assert (reply.status, reply.content["detail"]) == (500, told)
+        assert "2 rows could not be made ready" in caplog.text
+        assert "no room for pixels" in caplog.text
+        assert found.ask("/predict", row(whole())).status == 200
 
 
 def test_large_files_are_refused_unread(server):

@@ -15,6 +15,7 @@ import pytest
 
 from jaxptft.recipes import export, quantize, serve
 from jaxptft.recipes.serving.answers import Answerer
+from jaxptft.recipes.serving.server import Listening, Served
 from jaxptft.recipes.settings import build
 
 DIGITS = 3e-6  # six digits are told, and the last bits of a float depend on the shape of the batch
@@ -205,7 +206,7 @@ def test_a_failing_batch_is_500_to_its_own_requests_and_a_late_answer_504(servin
         reply = found.ask("/predict", {"text": "fail"})
         assert (reply.status, reply.content["detail"]) == (
             500,
-            "the batch failed (FloatingPointError); the server's log has more",
+            "the request failed (FloatingPointError); the server's log has more",
         )
         reply = found.ask("/predict", {"text": "so good"})
         assert (reply.status, reply.content["detail"]) == (504, "no answer within 0.3 seconds")
@@ -311,6 +312,14 @@ def test_an_absent_package_is_named(refused, finished, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "fastapi", None)
     told = refused("serve", finished.out, "--port", "0")
     assert told == "serve needs the package fastapi; pip install 'jaxptft[serve]'"
+
+
+def test_what_is_told_to_stop_before_it_serves_does_not_serve(finished, quickly):
+    config, said = build(serve.Config, {"model": str(finished.out), "port": 0}), []
+    with quickly(), Listening(config.host, config.port) as listening:
+        listening.stop()
+        listening.serve(Served(config, serve.request_of(config)), say=said.append)
+    assert not [line for line in said if line.startswith("ready")]
 
 
 def test_a_model_that_cannot_be_compiled_ends_the_server(finished, quickly, monkeypatch):
